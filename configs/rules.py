@@ -83,7 +83,7 @@ class Origin:
 
 VARIABLES = ("name", "version", "alias", "aliases", "tags", "description")
 KEY = re.compile(r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$")
-NEVER = {"trust_remote_code", "allow_pickle", *SECRETS}
+NEVER = {"trust_remote_code", "trust_task_code", "allow_pickle", *SECRETS}
 """Keys that no rule sets, wherever they stand."""
 
 

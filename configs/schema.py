@@ -105,6 +105,8 @@ class DataSource(Section):
     on_bad_row: Literal["fail", "skip"] = "fail"
     """skip: rows and documents that cannot be read, on which a template or `where` fails, or that lack text,
     task or answer are left out and counted."""
+    max_part: Annotated[ByteSize, Field(ge=1)] = ByteSize(64_000_000)
+    """Largest line or element of JSON, row group, record batch or document that is read, such as 200 MB."""
     licence: str | None = None
     """Licence of the data, recorded in the lineage."""
 
@@ -1308,6 +1310,9 @@ class EvaluateConfig(Section):
     changes some."""
     prompts: Annotated[tuple[Prompt, ...], Field(max_length=20)] = PROMPTS
     """Prompts that every model answers greedily, for people to compare; [] leaves them out."""
+    trust_task_code: bool = False
+    """Run the Python functions that task files of your own name; leave off unless you read that code. Plan,
+    report and lineage name those files."""
 
     @property
     def placed_suites(self) -> dict[str, SuiteConfig]:

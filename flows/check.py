@@ -64,7 +64,10 @@ def _faults(loaded: Loaded) -> list[Fault]:
         if getattr(config, stage.section) is not None
     ]
     steps += [
-        (f"evaluate.{place}.task", partial(check_task, task.task, loaded.base))
+        (
+            f"evaluate.{place}.task",
+            partial(check_task, task.task, loaded.base, config.evaluate.trust_task_code),
+        )
         for place, task in config.evaluate.tasks.items()
     ]
     steps += [
@@ -276,7 +279,7 @@ def _drops(loaded: Loaded) -> None:
     for task in config.evaluate.tasks.values():
         # A task that cannot be read is a fault of its own.
         with suppress(BadInput):
-            known |= {task.name, capability_of(task, read_task(task.task, loaded.base))}
+            known |= {task.name, capability_of(task, read_task(task.task, loaded.base, trusts_code=True))}
     for name in config.gate.max_drop if config.gate is not None and known else ():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

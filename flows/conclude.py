@@ -39,6 +39,7 @@ from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.evaluate.paired import FILE as SAMPLES
 from resprout.tasks.evaluate.paired import compared
+from resprout.tasks.evaluate.task_files import trusted_code
 from resprout.tasks.export.format import folder_name
 from resprout.tasks.measure.ratio import metrics_of, ratio_in
 from resprout.tasks.quantize.names import DENSE, file_of
@@ -304,6 +305,10 @@ class Conclusion:
             credits=[
                 {"role": one.role, "name": one.name, "licence": one.shown_licence}
                 for one in self.artifacts.steps.credits
+            ]
+            + [
+                {"role": f"task {name}", "name": code.sentence, "licence": ""}
+                for name, code in trusted_code(config.evaluate, self.loaded.base).items()
             ],
             graph=self.artifacts.steps.graph(),
             earlier=self.earlier_runs(),

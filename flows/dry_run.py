@@ -28,6 +28,7 @@ from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.stage import StepId
+from resprout.tasks.evaluate.task_files import trusted_code
 from resprout.tasks.export.format import own_classes
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.compatibility import resolve
@@ -226,6 +227,10 @@ def forecast(loaded: Loaded, price: float | None = None) -> dict[str, Any]:
         "stages": [one.as_dict() for one in plans],
         **summary(plans, config.infra.price_per_hour if price is None else price),
         "widths": None,
+        "trusted_code": [
+            f"task {name}: {code.sentence}"
+            for name, code in trusted_code(config.evaluate, loaded.base).items()
+        ],
         "licences": remarks,
         "slow": slow,
     }

@@ -31,7 +31,7 @@ from resprout.tasks.acquire.stage import (
     acquire_text,
 )
 from resprout.tasks.core.stage import Stage
-from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
+from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task, task_code
 from resprout.tasks.models.gguf_header import gguf_shape, refuse_cut
 from resprout.tasks.models.shape import Shape, read_config, shape_of
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
@@ -200,7 +200,9 @@ class Sources:
         for one in sorted(config.evaluate.tasks.values(), key=lambda task: task.name):
             rows = AcquireData.pin((one.data,), here)
             shown = None if one.examples is None else AcquireData.pin((one.examples,), here)
-            made = AcquireTask(rows, read_task(one.task, loaded.base), shown)
+            settings = read_task(one.task, loaded.base, config.evaluate.trust_task_code)
+            code = task_code(one.task, loaded.base)
+            made = AcquireTask(rows, settings, shown, None if code is None else code._asdict())
             self.sections[f"{TASK_ROLE}{one.name}"] = made
             credits += made.whole.credits(f"task {one.name}")
         self.credits = tuple(credits)

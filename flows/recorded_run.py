@@ -118,6 +118,11 @@ def refuse_impossible(run: RecordedRun, store: ArtifactStore, disk: Path, trust_
             "this run used Python code that came with its model; read that code in the artifact "
             f"{dense.digest} and give --trust-remote-code to run it"
         )
+    if run.config.evaluate.trust_task_code and not trust_remote_code:
+        raise BadInput(
+            "this run trusted Python code that its evaluation tasks name (`resprout lineage` shows which); "
+            "read it and give --trust-remote-code to run it"
+        )
     if run.device == "cuda" and preflight.device("auto") != "cuda":
         raise BadInput(
             "this run computed on cuda, which this machine or its torch does not have; give --device cpu "

@@ -173,8 +173,8 @@ class FirstRows:
     def __init__(self) -> None:
         self.cut, self.seen = False, 0
 
-    def __call__(self, path: Path, form: str, skip: Skip | None) -> Numbered:
-        rows = read_rows(path, form, skip)
+    def __call__(self, path: Path, form: str, skip: Skip | None, max_part: int) -> Numbered:
+        rows = read_rows(path, form, skip, max_part)
         for row in islice(rows, ROWS):
             self.seen += 1
             yield row
@@ -205,7 +205,7 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
             yield from faults_in(key, partial(look, key, source, files))
     for place, task in config.evaluate.tasks.items():
         try:
-            settings = read_task(task.task, loaded.base)
+            settings = read_task(task.task, loaded.base, config.evaluate.trust_task_code)
         except BadInput:
             # A fault of its own, which `check` finds.
             continue

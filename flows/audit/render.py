@@ -16,6 +16,7 @@ from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node
 from resprout.infra.store.record import Record
 from resprout.tasks.core.mlflow_log import flat
+from resprout.tasks.evaluate.task_files import TaskCode
 from resprout.tasks.report import graph
 from resprout.tasks.report.pages import render
 
@@ -122,7 +123,10 @@ def origin_lines(origin: dict[str, Any] | None) -> list[str]:
         return []
     listed = origin.get("sources")
     entries = listed if isinstance(listed, list) else [origin]
-    return [f"from {entry.get('uri')}{_identity(entry)}" for entry in entries if isinstance(entry, dict)]
+    code = origin.get("trusted_code")
+    trusted = [TaskCode(**code).sentence] if isinstance(code, dict) else []
+    places = [f"from {entry.get('uri')}{_identity(entry)}" for entry in entries if isinstance(entry, dict)]
+    return places + trusted
 
 
 def usual_of(lineage: Lineage) -> dict[str, str]:

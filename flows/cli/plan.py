@@ -112,7 +112,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append("shapes: the source is not on this machine; they are known once it is acquired")
     if found["own_classes"]:
         lines.append(f"export: {found['own_classes']}")
-    lines.extend(f"warning: {remark}" for remark in (*found["licences"], *found["slow"]))
+    lines.extend(
+        f"warning: {remark}" for remark in (*found["trusted_code"], *found["licences"], *found["slow"])
+    )
     return lines
 
 

@@ -136,7 +136,7 @@ def _look(
     seen: dict[Path, list[tuple[int, dict[str, Any]]]] = {path: [] for path in files.values()}
     for one in rows:
         seen[files[one.file]].append((one.number, one.columns))
-    found = items(settings, files, lambda path, form, skip: iter(seen[path]), counts)
+    found = items(settings, files, lambda path, form, skip, most: iter(seen[path]), counts)
     of_files = [_files(*files_of(source, files))] if len(files) > 1 else []
     return Found(settings, [f"{address}: {mapped.taken}", *of_files, _bad(counts, whole)], found, whole)
 
@@ -145,7 +145,7 @@ def _first_rows(source: DataSource, files: dict[str, Path], counts: Counts) -> t
     """Rows of a source as far as they are looked at, and whether these are all."""
     rows: list[Located] = []
     characters = 0
-    for row in each_row(source, files, read_rows, lambda one: one, counts):
+    for row in each_row(source, files, read_rows, lambda one, texts: one, counts):
         if len(rows) == ROWS or characters > CHARACTERS:
             return rows, False
         rows.append(row)

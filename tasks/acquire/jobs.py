@@ -112,6 +112,8 @@ class AcquireTask:
     data: AcquireData
     settings: Mapping[str, Any]
     examples: AcquireData | None = None
+    code: Mapping[str, Any] | None = None
+    """Python code that the YAML names, where it is the user's own and that code is trusted."""
 
     @property
     def whole(self) -> AcquireData:
@@ -124,7 +126,8 @@ class AcquireTask:
         return {**self.data.key_data(), **examples, "settings": dict(self.settings)}
 
     def origin(self) -> dict[str, Any]:
-        return self.whole.origin()
+        code = {} if self.code is None else {"trusted_code": dict(self.code)}
+        return {**self.whole.origin(), **code}
 
     def licence_note(self) -> str | None:
         return self.whole.licence_note()

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from heapq import nsmallest
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from resprout.configs.errors import BadInput
@@ -24,13 +25,17 @@ from resprout.tasks.data.read import (
     may_hold,
     open_unpacked,
     read_rows,
+    too_large,
 )
-from resprout.tasks.data.render import compile_template, compile_where, hash_percent
+from resprout.tasks.data.render import RowTemplates, Unbounded, hash_percent
 
 T = TypeVar("T")
 Columns = dict[str, Any]
-Reader = Callable[[Path, str, Skip | None], Numbered]
-"""Gives the rows of a file in a format, numbered; what cannot be read is skipped or raised."""
+Texts = Mapping[str, str]
+"""Rendered templates by their names."""
+Reader = Callable[[Path, str, Skip | None, int], Numbered]
+"""Gives the rows of a file in a format, in parts of so many bytes at most, numbered; what cannot be read is
+skipped or raised."""
 
 MARKUPS = {
     ".html": "html", ".htm": "html", ".xhtml": "html", ".md": "markdown", ".markdown": "markdown",
@@ -74,28 +79,24 @@ def instruction_items(
 
     One without instruction or output is bad, as `each_row` says.
     """
-    hashed = _hashed(source)
-    templates = {name: _of_columns(getattr(source, name)) for name in ("instruction", "input", "output")}
-    # A category may be one word for all rows, whatever their columns are called.
-    templates["category"] = compile_template(source.category)
+    templates = {name: getattr(source, name) for name in ("instruction", "input", "output", "category")}
 
-    def render(columns: Columns) -> dict[str, str]:
-        return {name: template(columns).strip() for name, template in templates.items()}
-
-    def item(found: Located) -> Item:
-        row = _at(found.place, render, found.columns)
+    def item(found: Located, texts: Texts) -> Item:
+        # A category may be one word for all rows, whatever their columns are called.
+        _require_not_literal(source, found.columns, *(templates[name] for name in INSTRUCTION))
+        row = {name: texts[name].strip() for name in templates}
         for name in ("instruction", "output"):
             if not row[name]:
                 raise BadInput(
-                    f"{found.place}: the {name} is empty; expected text from the template "
-                    f"{getattr(source, name)!r}, or leave such rows out by `where`, or by on_bad_row: skip"
+                    f"the {name} is empty; expected text from the template {templates[name]!r}, or leave "
+                    "such rows out by `where`, or by on_bad_row: skip"
                 )
         text = "\n".join((row["instruction"], row["input"], row["output"]))
         id = sha256_hex(text.encode("utf-8", "surrogatepass"))
         origin = {"source": label, "file": found.file, "row": found.number}
-        return Item(text, hashed(found.place, found.columns, text), {"id": id, **origin, **row})
+        return Item(text, texts.get(HASHED, text), {"id": id, **origin, **row})
 
-    return each_row(source, files, read, item, counts)
+    return each_row(source, files, read, item, counts, templates)
 
 
 def text_items(
@@ -106,18 +107,17 @@ def text_items(
     counts: Counts | None = None,
 ) -> Iterator[Item]:
     """Documents; an empty one is bad, as `each_row` says."""
-    render, hashed = _of_columns(source.text), _hashed(source)
 
-    def item(found: Located) -> Item:
-        text = _at(found.place, render, found.columns)
-        if not text.strip():
+    def item(found: Located, texts: Texts) -> Item:
+        _require_not_literal(source, found.columns, source.text)
+        if not (text := texts["text"]).strip():
             raise BadInput(
-                f"{found.place}: the text is empty; expected text from the template {source.text!r}, or "
-                "leave such rows out by `where`, or by on_bad_row: skip"
+                f"the text is empty; expected text from the template {source.text!r}, or leave such rows out "
+                "by `where`, or by on_bad_row: skip"
             )
-        return Item(text, hashed(found.place, found.columns, text), {"text": text, "source": label})
+        return Item(text, texts.get(HASHED, text), {"text": text, "source": label})
 
-    return each_row(source, files, read, item, counts)
+    return each_row(source, files, read, item, counts, {"text": source.text})
 
 
 def document_items(
@@ -131,16 +131,18 @@ def document_items(
 
     An empty one is bad, as `each_row` says, and so is a file that is no UTF-8.
     """
-    counts, hashed = counts or Counts(), _hashed(source)
+    counts, templates = counts or Counts(), _templates(source)
     names, _ = files_of(source, files)
     written = _written(source, sorted(files)).intersection(names)
-    where = compile_where(source.where) if source.where else None
 
     def whole(name: str) -> Item | None:
         try:
             # Not `read_text`, which turns line endings into others: places are those of the file.
             with open_unpacked(files[name]) as file:
-                text = file.read().decode("utf-8-sig")
+                content = file.read(source.max_part + 1)
+            if len(content) > source.max_part:
+                raise too_large(name, source.max_part)
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadInput(
                 f"{name}: expected UTF-8, found byte {error.object[error.start]:#x}; convert the file, or "
@@ -152,10 +154,11 @@ def document_items(
                 "or leave such ones out by on_bad_row: skip"
             ) from error
         columns = {"text": text, "name": name}
-        if where is not None and not _at(name, where, columns):
+        if (texts := _at(name, templates, columns)) is None:
             counts.by_where += 1
             return None
-        return _document(source, label, name, name, text, hashed(name, columns, text))
+        _at(name, partial(_require_not_literal, source), columns)
+        return _document(source, label, name, name, text, texts.get(HASHED, text))
 
     for name in sorted(written):
         try:
@@ -175,20 +178,23 @@ def document_items(
                 "data with a text in each row (.jsonl, .json, .parquet, .csv, .arrow; set format where the "
                 "name does not say it); convert it, a PDF to text say"
             )
-    render = _of_columns(source.text)
 
-    def item(found: Located) -> Item:
-        text, title = _at(found.place, render, found.columns), found.columns.get("title")
+    def item(found: Located, texts: Texts) -> Item:
+        _require_not_literal(source, found.columns, source.text)
+        text, title = texts["text"], found.columns.get("title")
         title = title if isinstance(title, str) else ""
-        return _document(source, label, found.place, title, text, hashed(found.place, found.columns, text))
+        return _document(source, label, found.place, title, text, texts.get(HASHED, text), named=False)
 
-    yield from each_row(source, rest, read, item, counts)
+    yield from each_row(source, rest, read, item, counts, {"text": source.text})
 
 
-def _document(source: DocumentSource, label: str, name: str, title: str, text: str, hashed: str) -> Item:
+def _document(
+    source: DocumentSource, label: str, name: str, title: str, text: str, hashed: str, named: bool = True
+) -> Item:
     if not text.strip():
         raise BadInput(
-            f"{name}: the document is empty; leave it out by `where`, or such ones by on_bad_row: skip"
+            f"{f'{name}: ' if named else ''}the document is empty; leave it out by `where`, or such ones "
+            "by on_bad_row: skip"
         )
     markup = source.markup if source.markup != "auto" else MARKUPS.get(ending_of(Path(name)), "text")
     id = sha256_hex(text.encode("utf-8", "surrogatepass"))
@@ -204,36 +210,34 @@ def raw_items(
     counts: Counts | None = None,
 ) -> Iterator[Item]:
     """Rows with their own columns, which name no source; bad as `each_row` says."""
-    hashed = _hashed(source)
 
-    def item(found: Located) -> Item:
-        text = _at(found.place, lambda row: json.dumps(row, sort_keys=True), found.columns)
-        return Item(text, hashed(found.place, found.columns, text), found.columns)
+    def item(found: Located, texts: Texts) -> Item:
+        _require_not_literal(source, found.columns)
+        text = json.dumps(found.columns, sort_keys=True)
+        return Item(text, texts.get(HASHED, text), found.columns)
 
     return each_row(source, files, read, item, counts)
 
 
-def _hashed(source: DataSource) -> Callable[[str, Columns, str], str]:
-    """A function from a row's place, columns and main text to the text whose hash decides the split."""
-    if source.hash_of is None:
-        return lambda place, columns, text: text
-    template = _of_columns(source.hash_of)
-    return lambda place, columns, text: _at(place, template, columns)
+INSTRUCTION = ("instruction", "input", "output")
+HASHED = "hash_of"
+"""The template of the text whose hash decides the split, where a source has one."""
 
 
-def _of_columns(template: str) -> Callable[[Columns], str]:
-    """A compiled template; a row that has a column by that bare name raises BadInput."""
-    render, name = compile_template(template), template.strip(" {}")
+def _templates(source: DataSource, templates: Texts = MappingProxyType({})) -> RowTemplates:
+    """The templates of a source, those of split and condition among them."""
+    hashed = {} if source.hash_of is None else {HASHED: source.hash_of}
+    return RowTemplates({**templates, **hashed}, source.where or None)
 
-    def checked(columns: Columns) -> str:
-        if name in columns and "{{" not in template:
+
+def _require_not_literal(source: DataSource, columns: Columns, *templates: str) -> None:
+    """BadInput where a template without braces is the name of one of a row's columns."""
+    for template in (*templates, *([] if source.hash_of is None else [source.hash_of])):
+        if "{{" not in template and (name := template.strip(" {}")) in columns:
             raise BadInput(
                 f"the template {template!r} is literal text, the same in every row; to take the column of "
                 f"that name, write '{{{{ {name} }}}}'"
             )
-        return render(columns)
-
-    return checked
 
 
 class BadRow(NamedTuple):
@@ -263,8 +267,8 @@ class Counts:
             self.first_bad.append(BadRow(file, number, str(fault)))
 
     def take(self, source: DataSource, file: str, number: int, fault: BadInput) -> None:
-        """Leave a row out where the source says so, else raise its fault."""
-        if source.on_bad_row == "fail":
+        """Leave a row out where the source says so and its fault is its own, else raise that."""
+        if source.on_bad_row == "fail" or isinstance(fault, Unbounded):
             raise fault
         self.skip(file, number, fault)
 
@@ -356,30 +360,42 @@ def each_row(
     source: DataSource,
     files: dict[str, Path],
     read: Reader,
-    make: Callable[[Located], T],
+    make: Callable[[Located, Texts], T],
     counts: Counts | None = None,
+    templates: Texts = MappingProxyType({}),
 ) -> Iterator[T]:
-    """Apply `make` to each row for which the source's `where` holds.
+    """Apply `make` to each row for which the source's `where` holds, and to its rendered templates.
 
-    A row that cannot be read, or for which `where` or `make` raises BadInput, is bad: with `on_bad_row: skip`
-    it is left out and counted, else its error is raised.
+    A row that cannot be read, or for which `where`, a template or `make` raises BadInput, is bad: with
+    `on_bad_row: skip` it is left out and counted, else its error is raised. A template that takes too long
+    ends it.
     """
-    counts, where = counts or Counts(), compile_where(source.where) if source.where else None
+    counts, texts_of = counts or Counts(), _templates(source, templates)
     names, _ = files_of(source, files)
     for name in names:
         shown = source.source if len(files) == 1 else _named_in(source.source, name)
         skip = partial(counts.skip, name) if source.on_bad_row == "skip" else None
-        for number, columns in _named(shown, files[name], source.format, read, skip):
-            found = Located(f"{shown}, row {number}", name, number, columns)
+        rows = (
+            (Located(f"{shown}, row {number}", name, number, columns), columns)
+            for number, columns in _named(shown, files[name], source, read, skip)
+        )
+        for found, texts in texts_of.over(rows):
+            if texts is None:
+                counts.by_where += 1
+                continue
             try:
-                if where is not None and not _at(found.place, where, columns):
-                    counts.by_where += 1
-                    continue
-                made = make(found)
+                made = _made(found, texts, make)
             except BadInput as fault:
-                counts.take(source, name, number, fault)
+                counts.take(source, name, found.number, fault)
                 continue
             yield made
+
+
+def _made(found: Located, texts: Texts | BadInput, make: Callable[[Located, Texts], T]) -> T:
+    """What is made of a row; BadInput that names its place."""
+    if isinstance(texts, BadInput):
+        raise type(texts)(f"{found.place}: {texts}") from texts
+    return _at(found.place, partial(make, found), texts)
 
 
 def _named_in(address: str, name: str) -> str:
@@ -389,7 +405,7 @@ def _named_in(address: str, name: str) -> str:
 
 
 def _named(
-    name: str, path: Path, form: str, read: Reader, skip: Skip | None
+    name: str, path: Path, source: DataSource, read: Reader, skip: Skip | None
 ) -> Iterator[tuple[int, Columns]]:
     """Rows of a file whose faults name the file as the config does, not where it was brought to."""
 
@@ -397,7 +413,8 @@ def _named(
         return BadInput(str(fault).replace(str(path), name))
 
     try:
-        yield from read(path, form, None if skip is None else lambda one, fault: skip(one, renamed(fault)))
+        renaming = None if skip is None else lambda one, fault: skip(one, renamed(fault))
+        yield from read(path, source.format, renaming, source.max_part)
     except BadInput as error:
         raise renamed(error) from error
 
@@ -450,9 +467,11 @@ def _written(source: DataSource, names: Sequence[str]) -> set[str]:
     return {name for name, markup in markups.items() if markup not in is_data}
 
 
-def _at(place: str, call: Callable[[Columns], T], columns: Columns) -> T:
+def _at(place: str, call: Callable[[Any], T], given: Any) -> T:
     try:
-        return call(columns)
+        return call(given)
+    except Unbounded as error:
+        raise Unbounded(f"{place}: {error}") from error
     except BadInput as error:
         raise BadInput(f"{place}: {error}") from error
     except (TypeError, ValueError) as error:

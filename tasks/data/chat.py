@@ -1,25 +1,29 @@
-"""Render rows with the model's own chat template, in a child process with limits.
-
-A template is a program. Jinja's sandbox keeps it from files and attributes, not from a loop without end or a
-text without bounds; the child has a limit of processor time, memory and output.
-"""
+"""Render rows with the model's own chat template, in a child process with limits."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, tzinfo
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.data import chat_child
+from resprout.tasks.data.confined import Confined, Failed
 
 NO_CHAT = "the tokenizer has no chat template"
 NO_TEMPLATE = f"template is chat but {NO_CHAT}; set template: alpaca"
 INSTEAD = "fix the template in the model's folder, or set template: alpaca"
+
+
+class OneDay(datetime):
+    """A calendar of one day, for templates that write the date: else a run tomorrow trains on other tokens.
+
+    It is the day that Llama 3's templates fall back on.
+    """
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> OneDay:
+        """That day, whatever is asked for."""
+        return cls(2024, 7, 26)
 
 
 def chat_texts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -47,9 +51,13 @@ def rendered(
             differently once an answer follows.
     """
     chats = [_messages(row) for row in rows]
-    asked = {"template": template, "special_tokens": dict(special_tokens), "chats": chats}
+    render = Confined(chat_renderer, {"template": template, "special_tokens": dict(special_tokens)})
     found = []
-    for chat, (prompt, whole) in zip(chats, _in_child(asked), strict=True):
+    for chat, one in render.over((chat, chat) for chat in chats):
+        if isinstance(one, Failed):
+            what = str(one) if one.ended else f"does not render a row ({one})"
+            raise BadInput(f"the tokenizer's chat template {what}; {INSTEAD}")
+        prompt, whole = one
         if not whole.startswith(prompt):
             raise BadInput(
                 "the tokenizer's chat template writes the prompt differently once an answer follows, so the "
@@ -59,29 +67,30 @@ def rendered(
     return found
 
 
+def chat_renderer(given: Mapping[str, Any]) -> Callable[[list[dict[str, str]]], tuple[str, str]]:
+    """A function from a conversation to its prompt and all of it, for a child process."""
+    from transformers.utils import chat_template_utils
+
+    # Templates get no function from a caller, and their `strftime_now` asks this one.
+    vars(chat_template_utils)["datetime"] = OneDay
+
+    def text(messages: list[dict[str, str]], prompt: bool) -> str:
+        (found,), _ = chat_template_utils.render_jinja_template(
+            conversations=[messages],
+            chat_template=given["template"],
+            add_generation_prompt=prompt,
+            **given["special_tokens"],
+        )
+        return str(found)
+
+    def render(chat: list[dict[str, str]]) -> tuple[str, str]:
+        prompt = text(chat[:1], True)
+        return prompt, text(chat, False) if len(chat) > 1 else prompt
+
+    return render
+
+
 def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     instruction, given, output = (str(row[key] or "") for key in ("instruction", "input", "output"))
     user = {"role": "user", "content": f"{instruction}\n\n{given}" if given.strip() else instruction}
     return [user, {"role": "assistant", "content": output}] if output.strip() else [user]
-
-
-def _in_child(asked: Mapping[str, Any]) -> list[list[str]]:
-    environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
-    done = subprocess.run(
-        [sys.executable, "-I", "-m", chat_child.__name__],
-        input=json.dumps(asked),
-        env={**environment, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == -signal.SIGXCPU:
-        seconds = chat_child.seconds_for(len(asked["chats"]))
-        raise BadInput(
-            f"the tokenizer's chat template did not end within {seconds} s of processor time; {INSTEAD}"
-        )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300]
-        raise BadInput(f"the tokenizer's chat template does not render a row ({reason}); {INSTEAD}")
-    texts: list[list[str]] = json.loads(done.stdout)
-    return texts

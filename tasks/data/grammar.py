@@ -32,7 +32,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.data.render import compile_template
+from resprout.tasks.data.render import RowTemplates
 
 MOST_EXPANSIONS = 10_000
 """Of one symbol drawn; a grammar that needs more does not end."""
@@ -88,7 +88,7 @@ class Grammar(_Part):
         return self
 
 
-def grammar_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+def grammar_rows(path: Path, file: IO[bytes], max_part: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a grammar file, numbered: its columns, and `category`, the skill, where it has none.
 
     Raises:
@@ -96,13 +96,13 @@ def grammar_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, dict[str, A
     """
     grammar = _read(path, file)
     rng = random.Random(grammar.seed)
-    templates = {name: compile_template(text) for name, text in grammar.columns.items()}
-    for number in range(1, grammar.rows + 1):
-        drawn = {name: _expanded(path, grammar, symbol, rng) for name, symbol in grammar.draw.items()}
-        try:
-            row = {name: template(drawn) for name, template in templates.items()}
-        except (BadInput, TypeError, ValueError) as error:
-            raise BadInput(f"{path}, row {number}: {error}") from error
+    drawn = (
+        (number, {name: _expanded(path, grammar, symbol, rng) for name, symbol in grammar.draw.items()})
+        for number in range(1, grammar.rows + 1)
+    )
+    for number, row in RowTemplates(grammar.columns).over(drawn):
+        if row is None or isinstance(row, BadInput):
+            raise BadInput(f"{path}, row {number}: {row}")
         yield number, {"category": grammar.skill, **row}
 
 

@@ -16,13 +16,18 @@ class NoArray(ValueError):
     """The file holds something else; the message is how that begins."""
 
 
-def array_elements(file: IO[bytes]) -> Iterator[Any]:
-    """Each element of the array that a UTF-8 file holds; none where the file is blank.
+class TooLarge(ValueError):
+    """An element is longer than it may be."""
+
+
+def array_elements(file: IO[bytes], most: int) -> Iterator[Any]:
+    """Each element, of at most so many characters, of the array in a UTF-8 file; none where it is blank.
 
     Raises:
         NoArray: the first character opens no array.
         json.JSONDecodeError: what stands after the elements so far is no JSON; its `doc` begins there.
         UnicodeDecodeError: the next block is no UTF-8.
+        TooLarge: an element is longer.
         RecursionError: an element is nested too deep for Python.
     """
     text = _Text(file)
@@ -34,7 +39,7 @@ def array_elements(file: IO[bytes]) -> Iterator[Any]:
     more = text.next_character() != "]"
     while more:
         text.next_character()
-        yield text.element()
+        yield text.element(most)
         if (mark := text.next_character()) not in {",", "]"}:
             raise json.JSONDecodeError("Expecting ',' delimiter", text.rest(), 0)
         if more := mark == ",":
@@ -66,16 +71,20 @@ class _Text:
             if not self._read_on():
                 return ""
 
-    def element(self) -> Any:
+    def element(self, most: int) -> Any:
         """The JSON value that begins at `place`, which moves to its end."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self.place)
             except json.JSONDecodeError as error:
+                if len(self._text) - self.place > most:
+                    raise TooLarge from error
                 if self._read_on():  # the block may end inside the element
                     continue
                 raise json.JSONDecodeError(error.msg, self.rest(), 0) from error
             if end < len(self._text) or not self._read_on():  # a number may go on in the next block
+                if end - self.place > most:
+                    raise TooLarge
                 self.place = end
                 return value
 

@@ -6,17 +6,18 @@ import csv
 import gzip
 import json
 import re
+import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.data.grammar import grammar_rows
-from resprout.tasks.data.json_array import NoArray, array_elements
+from resprout.tasks.data.json_array import NoArray, TooLarge, array_elements
 
 Row: TypeAlias = dict[str, Any]
 Numbered: TypeAlias = Iterator[tuple[int, Row]]
@@ -49,7 +50,9 @@ _ALSO = {"jsonl": (".json",), "grammar": (".yaml", ".yml")}
 """Endings that files of a format often have, though alone they do not say it."""
 
 
-def read_rows(path: Path, format: str = "auto", skip: Skip | None = None) -> Numbered:
+def read_rows(
+    path: Path, format: str = "auto", skip: Skip | None = None, max_part: int = sys.maxsize - 1
+) -> Numbered:
     """The rows of a file, each with the 1-based line where it begins (JSONL, CSV, text) or its row number.
 
     Args:
@@ -59,6 +62,7 @@ def read_rows(path: Path, format: str = "auto", skip: Skip | None = None) -> Num
             file), grammar (YAML, see `grammar.py`); auto goes by the name's ending, which never says grammar.
         skip: Called where one row is at fault and the next can be read: a line that is no JSON or no UTF-8, a
             record of CSV that is no UTF-8 or has more or fewer cells than the header.
+        max_part: Bytes of a line, an element of a JSON array, a row group or a record batch at most.
 
     Raises:
         BadInput: no such file, an ending that says nothing, a file without rows, or a row that is not what
@@ -68,7 +72,7 @@ def read_rows(path: Path, format: str = "auto", skip: Skip | None = None) -> Num
     if not path.is_file():
         what = "a folder" if path.is_dir() else "nothing"
         raise BadInput(f"{path} is {what}, expected a data file; give the path of one")
-    return _rows(path, _READERS[format_of(path) if format == "auto" else _known(format)], skip)
+    return _rows(path, _READERS[format_of(path) if format == "auto" else _known(format)], skip, max_part)
 
 
 def format_of(path: Path) -> str:
@@ -103,11 +107,13 @@ def _known(format: str) -> str:
     return format
 
 
-def _rows(path: Path, reader: Callable[[Path, IO[bytes]], _Read], skip: Skip | None) -> Numbered:
+def _rows(
+    path: Path, reader: Callable[[Path, IO[bytes], int], _Read], skip: Skip | None, max_part: int
+) -> Numbered:
     number = 0
     with open_unpacked(path) as file:
         try:
-            for number, row in reader(path, file):
+            for number, row in reader(path, file, max_part):
                 if not isinstance(row, BadInput):
                     yield number, row
                 elif skip is None:
@@ -130,8 +136,30 @@ def open_unpacked(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
-    for number, raw in enumerate(file, 1):
+def too_large(place: str, max_part: int) -> BadInput:
+    """The fault of a part of a file that is not read because of its size."""
+    return BadInput(
+        f"{place} is larger than {max_part / 1e6:g} MB; write it in smaller parts, or raise max_part of the "
+        "source"
+    )
+
+
+def _raw_lines(path: Path, file: IO[bytes], max_part: int) -> Iterator[tuple[int, bytes | BadInput]]:
+    number = 0
+    while raw := file.readline(max_part + 1):
+        number += 1
+        if len(raw) <= max_part:
+            yield number, raw
+            continue
+        while raw and not raw.endswith(b"\n"):
+            raw = file.readline(max_part + 1)
+        yield number, too_large(f"{path}, line {number}", max_part)
+
+
+def _lines(path: Path, file: IO[bytes], max_part: int) -> Iterator[tuple[int, str]]:
+    for number, raw in _raw_lines(path, file, max_part):
+        if isinstance(raw, BadInput):
+            raise raw
         yield number, _decoded(path, number, raw)
 
 
@@ -184,12 +212,14 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _jsonl(path: Path, file: IO[bytes]) -> _Read:
-    for number, raw in enumerate(file, 1):
+def _jsonl(path: Path, file: IO[bytes], max_part: int) -> _Read:
+    for number, raw in _raw_lines(path, file, max_part):
         place = f"line {number}"
         found: Row | BadInput | None = None
         try:
-            if (line := _decoded(path, number, raw)).strip():
+            if isinstance(raw, BadInput):
+                found = raw
+            elif (line := _decoded(path, number, raw)).strip():
                 found = _object(path, place, _parsed(path, place, line))
         except BadInput as fault:
             found = fault
@@ -197,16 +227,18 @@ def _jsonl(path: Path, file: IO[bytes]) -> _Read:
             yield number, found
 
 
-def _json(path: Path, file: IO[bytes]) -> _Read:
+def _json(path: Path, file: IO[bytes], max_part: int) -> _Read:
     number = 0
     try:
-        for number, value in enumerate(array_elements(file), 1):
+        for number, value in enumerate(array_elements(file, max_part), 1):
             yield number, _object(path, f"row {number}", value)
     except NoArray as error:
         raise BadInput(
             f"{path}: expected an array of objects, found {_short(str(error))}; "
             "one object a line is format: jsonl"
         ) from error
+    except TooLarge as error:
+        raise too_large(f"{path}, row {number + 1}", max_part) from error
     except json.JSONDecodeError as error:
         what = f"found {_short(error.doc)} ({error.msg})"
         raise BadInput(f"{path}, row {number + 1}: expected JSON, {what}") from error
@@ -221,16 +253,22 @@ def _json(path: Path, file: IO[bytes]) -> _Read:
         raise BadInput(f"{path}, row {number + 1}: expected JSON, found {error}") from error
 
 
-def _csv(path: Path, file: IO[bytes]) -> _Read:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than a long document
-    if not (raw := file.readline()):
+def _csv(path: Path, file: IO[bytes], max_part: int) -> _Read:
+    csv.field_size_limit(min(int(max_part), 2**31 - 1))  # the default of 128 KiB is less than a long document
+    if not (raw := file.readline(max_part + 1)):
         return
     first = _decoded(path, 1, raw)
-    # Bytes that are no UTF-8 stand as halves of surrogate pairs, which valid UTF-8 cannot hold.
-    lines = (line.decode("utf-8", "surrogateescape") for line in file)
+
+    def decoded() -> Iterator[str]:
+        for number, line in _raw_lines(path, file, max_part):
+            if isinstance(line, BadInput):
+                raise too_large(f"{path}, line {number + 1}", max_part)
+            # Bytes that are no UTF-8 stand as halves of surrogate pairs, which valid UTF-8 cannot hold.
+            yield line.decode("utf-8", "surrogateescape")
+
     # Spreadsheets write semicolons in languages with a decimal comma. Of equals `max` gives the first.
     separator = max(",;\t", key=_QUOTED.sub("", first).count)
-    reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
+    reader = csv.reader(chain([first], decoded()), delimiter=separator, strict=True)
     number = 1
     try:
         header = next(reader)
@@ -256,11 +294,13 @@ def _record(path: Path, number: int, header: list[str], cells: list[str]) -> Row
     return dict(zip(header, cells, strict=True))
 
 
-def _text(path: Path, file: IO[bytes]) -> _Read:
-    start, kept = 0, list[str]()
-    for number, line in _lines(path, file):
+def _text(path: Path, file: IO[bytes], max_part: int) -> _Read:
+    start, kept, size = 0, list[str](), 0
+    for number, line in _lines(path, file, max_part):
         if line.strip():
-            start = start or number
+            start, size = start or number, len(line) + (size if kept else 0)
+            if size > max_part:
+                raise too_large(f"{path}, the document that begins in line {start},", max_part)
             kept.append(line)
         elif kept:
             yield start, {"text": "".join(kept).rstrip("\r\n")}
@@ -269,18 +309,22 @@ def _text(path: Path, file: IO[bytes]) -> _Read:
         yield start, {"text": "".join(kept).rstrip("\r\n")}
 
 
-def _parquet(path: Path, file: IO[bytes]) -> _Read:
+def _parquet(path: Path, file: IO[bytes], max_part: int) -> _Read:
     import pyarrow
     from pyarrow import parquet
 
     try:
         source = parquet.ParquetFile(_seekable(path, file))
-        yield from _batches(path, source.iter_batches())
+        about = source.metadata
+        for group in range(about.num_row_groups):
+            if about.row_group(group).total_byte_size > max_part:
+                raise too_large(f"{path}, row group {group + 1}", max_part)
+        yield from _batches(path, source.iter_batches(PIECE_ROWS), max_part)
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(f"{path}: expected Parquet, found a file that pyarrow refuses ({error})") from error
 
 
-def _arrow(path: Path, file: IO[bytes]) -> _Read:
+def _arrow(path: Path, file: IO[bytes], max_part: int) -> _Read:
     import pyarrow
 
     seekable = _seekable(path, file)
@@ -290,9 +334,9 @@ def _arrow(path: Path, file: IO[bytes]) -> _Read:
         if is_file:
             reader = pyarrow.ipc.open_file(seekable)
             parts = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            yield from _batches(path, parts)
+            yield from _batches(path, parts, max_part)
         else:
-            yield from _batches(path, pyarrow.ipc.open_stream(seekable))
+            yield from _batches(path, pyarrow.ipc.open_stream(seekable), max_part)
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(
             f"{path}: expected an Arrow IPC stream or file, found one that pyarrow refuses ({error})"
@@ -300,17 +344,22 @@ def _arrow(path: Path, file: IO[bytes]) -> _Read:
 
 
 def _seekable(path: Path, file: IO[bytes]) -> IO[bytes]:
-    """Parquet and Arrow files are read from their end, which gzip only reaches by unpacking all."""
-    data = BytesIO(file.read()) if path.suffix.lower() == ".gz" else file
+    """Parquet and Arrow files are read from their end, which gzip only reaches by unpacking all, on disk."""
+    data = file
+    if path.suffix.lower() == ".gz":
+        data = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115 (lives as long as its rows are read)
+        shutil.copyfileobj(file, data)
+        data.seek(0)
     if not data.read(1):
         raise BadInput(f"{path} is empty; expected at least one row")
     data.seek(0)
     return data
 
 
-def _batches(path: Path, batches: Any) -> _Read:
+def _batches(path: Path, batches: Any, max_part: int) -> _Read:
     number = 0
-    for batch in batches:
+    for index, batch in enumerate(batches, 1):
+        _require_whole(f"{path}, record batch {index}", batch, max_part)
         names = batch.schema.names
         if len(set(names)) != len(names):
             raise BadInput(f"{path}: expected different column names, found {names}")
@@ -319,6 +368,40 @@ def _batches(path: Path, batches: Any) -> _Read:
             for row in _columns(path, batch.slice(start, PIECE_ROWS), number):
                 number += 1
                 yield number, row
+
+
+def _require_whole(place: str, batch: Any, max_part: int) -> None:
+    """BadInput where offsets or lengths point outside a batch's own memory; text that is no UTF-8 may stand.
+
+    pyarrow trusts those of a file: following a damaged one reads other memory as text, or ends the process.
+    """
+    import pyarrow
+
+    if batch.nbytes > max_part:
+        raise too_large(place, max_part)
+    try:
+        batch.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.view(_as_bytes(column.type)).validate(full=True)
+            except (pyarrow.ArrowException, NotImplementedError) as error:
+                raise BadInput(
+                    f"{place}: expected a whole column '{name}', found damaged offsets or lengths ({error}); "
+                    "write or fetch the file again"
+                ) from error
+
+
+def _as_bytes(type_: Any) -> Any:
+    """The type of the same layout in which text is bytes, which need no encoding."""
+    import pyarrow
+
+    plain = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    if pyarrow.types.is_list(type_):
+        return pyarrow.list_(type_.value_field.with_type(_as_bytes(type_.value_type)))
+    if pyarrow.types.is_struct(type_):
+        return pyarrow.struct([field.with_type(_as_bytes(field.type)) for field in type_])
+    return plain.get(type_, type_)
 
 
 def _columns(path: Path, piece: Any, before: int) -> Iterator[Row | BadInput]:
@@ -353,7 +436,7 @@ def _unreadable(row: Any, error: Exception) -> str:
     return str(error)
 
 
-_READERS: dict[str, Callable[[Path, IO[bytes]], _Read]] = {
+_READERS: dict[str, Callable[[Path, IO[bytes], int], _Read]] = {
     "jsonl": _jsonl,
     "json": _json,
     "parquet": _parquet,

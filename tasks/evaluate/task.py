@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import EvaluationTask, SuiteConfig
 from resprout.tasks.data.chat import NO_CHAT, chat_texts
-from resprout.tasks.evaluate import checks
+from resprout.tasks.evaluate import checks, templates
 from resprout.tasks.evaluate.lm_eval_tasks import resolved
 from resprout.tasks.evaluate.ranking import PAIRWISE, check_rows, graded, pairs, ranking_of
 from resprout.tasks.evaluate.task_files import (
     CHOICES,
+    LENGTHS,
     TASK_ROLE,
     WRITTEN,
     capability_of,
@@ -30,8 +31,6 @@ from resprout.tasks.evaluate.task_files import (
 SPLIT, EXAMPLES = "validation", "examples"
 NEW_TOKENS = 1024
 """Of an answer where neither config nor task says how many; lm-eval's 256 cut many."""
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length")
-"""Names under which a task may say how many."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ class Asked:
 
         hush()
         checks.register()
+        templates.confine()
         listed = self.settings.get("metric_list") or ()
         for metric in listed if self.settings.get("process_results") is None else ():
             # Of others lm-eval would load and run a script from a hub.
@@ -153,16 +153,22 @@ def count_items(asked: Asked) -> int:
             _require_examples(asked, made)
             made.set_fewshot_seed(0)
             made.fewshot_context(made.eval_docs[0], num_fewshot=asked.few_shot)
+    except templates.TemplateFault as error:
+        raise _unfit(asked, item, str(error)) from error
     except BadInput:
         raise
     except Exception as error:
-        # Templates fail in as many types as there are templates; lm-eval itself tries the first row.
+        # What templates give fails in as many types as there are; lm-eval itself tries the first row.
         what = " ".join(str(error).split())[:200]
-        raise BadInput(
-            f"evaluation task {asked.name} does not fit row {max(item, 1)} of its data, or its examples "
-            f"({type(error).__name__}: {what}); fix the task's YAML, or leave such rows out by `where`"
-        ) from error
+        raise _unfit(asked, item, f"{type(error).__name__}: {what}") from error
     return item
+
+
+def _unfit(asked: Asked, item: int, why: str) -> BadInput:
+    return BadInput(
+        f"evaluation task {asked.name} does not fit row {max(item, 1)} of its data, or its examples ({why}); "
+        "fix the task's YAML, or leave such rows out by `where`"
+    )
 
 
 def _require_examples(asked: Asked, made: Any) -> None:

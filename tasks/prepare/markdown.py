@@ -18,8 +18,12 @@ _FRONT_MATTER = re.compile(
     r"(?:[^\r\n]*(?:\r\n|\r(?!\n)|\n))*?\1[ \t]*(?=[\r\n]|$)"
 )
 """Front matter: metadata for site generators at the top of a file, in YAML or TOML."""
-_IMAGE = re.compile(r"!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])|\]\([^)]*\)")
-"""An image, or the target of a link, whose text stands before it."""
+_TARGET = r"\((?:[^()]|\([^()]*\))*\)"
+_IMAGE = re.compile(rf"!\[[^\[\]]*\](?:{_TARGET}|\[[^\[\]]*\])|\]{_TARGET}")
+"""An image, or the target of a link, whose text stands before it.
+
+None reaches over a further bracket of its kind, so that brackets without end take linear time.
+"""
 LINE_END = re.compile(r"\r\n?|\n")
 """The line endings of CommonMark; a form feed or U+2028, at which `str.splitlines` parts too, is none."""
 

@@ -21,7 +21,8 @@ from resprout.infra.identity import install_command
 from resprout.infra.store.canonical import sha256_hex
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, Volume, stage
-from resprout.tasks.data.render import compile_template
+from resprout.tasks.data.confined import Confined, Failed
+from resprout.tasks.data.render import RowTemplates, compile_template
 
 if TYPE_CHECKING:
     from resprout.tasks.prepare.blocks import Block
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 LIBRARIES = ("sentencex", "trafilatura")
 """Packages of the extra `documents`: the one ends sentences, the other reads HTML."""
+SECONDS_A_DOCUMENT = 120
+"""Processor time for its blocks; trafilatura takes about a second for a megabyte of HTML."""
 DOCUMENTS, ROWS, BLOCKS = "documents.jsonl", "rows.jsonl", "blocks.jsonl"
 
 
@@ -81,14 +84,16 @@ def prepare(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, p
     """
     check(job.config, workdir)
     from resprout.tasks.models.load import load_tokenizer
-    from resprout.tasks.prepare.blocks import Block, tree
-    from resprout.tasks.prepare.markups import parts_of
+    from resprout.tasks.prepare.blocks import Block, Part, tree
+    from resprout.tasks.prepare.markups import parser
 
     config, tokenizer = job.config.prepare, load_tokenizer(inputs["dense"], job.trust_remote_code)
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    instruct = RowTemplates({"": config.instruction})
+    parse = Confined(parser, None, SECONDS_A_DOCUMENT)
     with (inputs["documents"] / DOCUMENTS).open(encoding="utf-8") as file:
         total = sum(1 for line in file if line.strip())
     counts = {"documents": 0, "unread_documents": 0, "blocks": 0, "prepared_rows": 0, "short_passages": 0}
@@ -100,16 +105,18 @@ def prepare(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, p
     ):
         for document in (json.loads(line) for line in file if line.strip()):
             blocks, fault = list[Block](), "no text in it"
-            try:
-                blocks = tree(parts_of(document["text"], document["markup"]))
-            except Exception as error:  # What a parser raises on a page that it was not written for.
-                fault = f"{type(error).__name__}: {error}"
+            # A parser fails, hangs or crashes on a page that it was not written for.
+            (parts,) = parse([{key: document[key] for key in ("text", "markup")}])
+            if isinstance(parts, Failed):
+                fault = f"its parser {parts}" if parts.ended else str(parts)
+            else:
+                blocks = tree(Part(**part) for part in parts)
             if not blocks:
                 counts["unread_documents"] += 1
                 first_unread = first_unread or f"{document['name']} ({fault})"
             for block in blocks:
                 trees.write(json.dumps({"document": document["id"], **vars(block)}, sort_keys=True) + "\n")
-            for row in _rows(document, blocks, config, count, counts):
+            for row in _rows(document, blocks, config, count, counts, instruct):
                 rows.write(json.dumps(row, sort_keys=True) + "\n")
                 counts["prepared_rows"] += 1
             counts["documents"] += 1
@@ -134,13 +141,14 @@ def _rows(
     config: PrepareConfig,
     count: Callable[[str], int],
     counts: dict[str, int],
+    instruct: RowTemplates,
 ) -> Iterator[dict[str, Any]]:
     from resprout.tasks.prepare.context import Sentences, opening
     from resprout.tasks.prepare.markdown import LINE_END
     from resprout.tasks.prepare.passages import between, passages, sentences
 
     count = cache(count)
-    instruct, source = compile_template(config.instruction), document["text"]
+    source = document["text"]
     found = list(passages(blocks, source, config.passage_tokens, count, config.language))
     spans = [sentences(passage.text, config.language) for passage in found]
     texts, gaps = list[str](), list[str]()
@@ -150,10 +158,14 @@ def _rows(
             texts.append(passage.text[begin:end])
             gaps.append(gap + passage.text[last:begin])
             gap, last = "", end
-    instructions = [
-        instruct({"name": document["title"], "headings": [one for one in passage.headings if one]})
-        for passage in found
-    ]
+    asked = (
+        {"name": document["title"], "headings": [one for one in passage.headings if one]} for passage in found
+    )
+    instructions = []
+    for _, instruction in instruct.over((None, columns) for columns in asked):
+        if isinstance(instruction, BadInput):
+            raise instruction
+        instructions.append((instruction or {})[""])
     known = Sentences(*((texts, gaps) if config.context_tokens else ([], [])), instructions, count)
     first = 0
     for number, (passage, own) in enumerate(zip(found, spans, strict=True)):

@@ -301,8 +301,14 @@ def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
     [
         ("tasks/acquire/unpickle.py", {"acquire_model"}),
         (
-            "tasks/data/chat_child.py",
+            "tasks/data/confined_child.py",
             {
+                "acquire_rows",
+                "acquire_text",
+                "acquire_documents",
+                "acquire_task",
+                "prepare",
+                "calibrate",
                 "pool",
                 "select",
                 "dense_words",

@@ -11,7 +11,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import RowSource, TextSource
 from resprout.tasks.acquire.rows import instruction_items
 from resprout.tasks.data.columns import pair_text, row_columns, text_columns
-from resprout.tasks.data.render import compile_template, compile_where
+from resprout.tasks.data.render import RowTemplates, compile_template
 
 CHAT = [
     {"role": "system", "content": "s"},
@@ -67,7 +67,9 @@ def test_task_material_and_answer_are_found(kind: str) -> None:
     rows, expected = POOLS[kind]
     settings = row_columns(rows, "any.jsonl").settings
     source = RowSource(source="any.jsonl", on_bad_row="skip", **settings)
-    items = instruction_items(source, "any", {"a": Path("a")}, lambda path, form, skip: enumerate(rows, 1))
+    items = instruction_items(
+        source, "any", {"a": Path("a")}, lambda path, form, skip, most: enumerate(rows, 1)
+    )
     fields = ("instruction", "input", "output")
     assert [tuple(item.row[field] for field in fields) for item in items] == expected
 
@@ -97,14 +99,14 @@ def test_only_what_differs_from_the_defaults_is_set() -> None:
 )  # fmt: skip
 def test_text_is_found(rows: list[dict[str, Any]], expected: list[str]) -> None:
     source = TextSource(source="any.jsonl", **text_columns(rows, "any.jsonl").settings)
-    kept = [row for row in rows if source.where is None or compile_where(source.where)(row)]
+    kept = [row for row in rows if source.where is None or RowTemplates({}, source.where)(row) is not None]
     assert [compile_template(source.text)(row) for row in kept] == expected
 
 
 def test_a_pool_as_text_leaves_out_the_same_rows() -> None:
     rows = [*POOLS["an empty answer"][0], {"question": "y", "answer": 0}, {"question": "", "answer": "c"}]
     found = pair_text(row_columns(rows, "any")).settings
-    kept = [row for row in rows if compile_where(found["where"])(row)]
+    kept = [row for row in rows if RowTemplates({}, found["where"])(row) is not None]
     assert [compile_template(found["text"])(row) for row in kept] == ["w\n\na", "y\n\n0"]
     # Without an answer the chat is a bad row already.
     assert pair_text(row_columns(POOLS["messages"][0], "any")).settings.keys() == {"text"}

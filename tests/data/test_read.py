@@ -3,8 +3,10 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import random
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,8 @@ def _arrow_stream(path: Path) -> None:
         writer.write_table(table, max_chunksize=1)
 
 
-def _arrow_file(path: Path) -> None:
-    table = pa.Table.from_pylist(ROWS)
+def _arrow_file(path: Path, rows: list[dict[str, Any]] = ROWS) -> None:
+    table = pa.Table.from_pylist(rows)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=1)
 
@@ -303,3 +305,72 @@ def test_two_columns_of_a_name_are_refused(tmp_path: Path, ending: str) -> None:
     table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["output", "output"])
     with pytest.raises(BadInput, match="expected different column names, found"):
         list(read_rows(write_columns(tmp_path / f"a.{ending}", table)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_offsets_of_arrow_read_no_other_memory(seed: int, tmp_path: Path) -> None:
+    """Offsets that lie in order within the text are another split of it, which nothing can tell."""
+    texts = [f"row {number} of the text" for number in range(8)]
+    table = pa.table({"a": texts, "b": [[one, one[:3]] for one in texts]})
+    path = tmp_path / "a.arrow"
+    with pa.OSFile(str(path), "wb") as sink:
+        writer = (pa.ipc.new_file if seed % 2 else pa.ipc.new_stream)(sink, table.schema)
+        writer.write_table(table)
+        writer.close()
+    content, rng = bytearray(path.read_bytes()), random.Random(seed)
+    offsets = table["a"].chunk(0).buffers()[1].to_pybytes()[:36]
+    place = content.find(offsets) + 4 * rng.randrange(9)
+    content[place : place + 4] = rng.choice([rng.randbytes(4), rng.randrange(300).to_bytes(4, "little")])
+    path.write_bytes(content)
+    found = list[str]()
+    with suppress(BadInput):
+        found = [row["a"] for _, row in read_rows(path)]
+    assert all(text in "".join(texts) for text in found)
+
+
+def test_text_that_is_no_utf_8_is_the_fault_of_its_row(tmp_path: Path) -> None:
+    bad = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    table = pa.table({"a": bad, "b": pa.array([[b"\xff"], [], []]).view(pa.list_(pa.string()))})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    skipped = list[int]()
+    found = read_rows(tmp_path / "a.arrow", skip=lambda number, fault: skipped.append(number))
+    assert [row["a"] for _, row in found] == ["c"]
+    assert skipped == [1, 2]
+
+
+LONG = [{"a": "x"}, {"a": "y" * 5000}, {"a": "z"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "place", "kept"),
+    [
+        ("a.jsonl", lambda path: path.write_text("\n".join(map(json.dumps, LONG))), "line 2", ["x", "z"]),
+        ("a.json", lambda path: path.write_text(json.dumps(LONG)), "row 2", ["x"]),
+        ("a.csv", lambda path: path.write_text(f"a\nx\n{'y' * 5000}\nz\n"), "line 3", ["x"]),
+        ("a.txt", lambda path: path.write_text("x\n\n" + "y\n" * 2500), "the document .* in line 3", ["x"]),
+        (
+            "a.parquet",
+            lambda path: parquet.write_table(pa.Table.from_pylist(LONG), path, use_dictionary=False),
+            "row group 1",
+            [],
+        ),
+        ("a.arrow", lambda path: _arrow_file(path, LONG), "record batch 2", ["x"]),
+    ],
+)  # fmt: skip
+def test_parts_of_a_file_are_bounded(
+    name: str, write: Callable[[Path], object], place: str, kept: list[str], tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    assert len(list(read_rows(tmp_path / name))) > len(kept)
+    found, faults = list[str](), list[str]()
+    try:
+        for _, row in read_rows(tmp_path / name, "auto", lambda _, fault: faults.append(str(fault)), 4000):
+            found.extend(row.values())
+    except BadInput as error:
+        faults.append(str(error))
+    assert found == kept
+    (fault,) = faults
+    assert re.search(
+        rf"{place},? is larger than 0.004 MB; write it in smaller parts, or raise max_part", fault
+    )

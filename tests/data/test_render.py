@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import json
 import math
 import re
-from datetime import date, timedelta
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.data.render import compile_template, compile_where, hash_percent
+from resprout.configs.schema import TextSource
+from resprout.tasks.acquire.rows import Counts, text_items
+from resprout.tasks.data.render import RowTemplates, compile_template, hash_percent
 
 
 def test_columns_are_variables() -> None:
@@ -49,19 +54,24 @@ def test_the_sandbox_and_faults_at_run_time(text: str) -> None:
     assert row == {"a": [1, 2]}
 
 
+def holds_for(expression: str) -> Callable[[dict[str, Any]], bool]:
+    templates = RowTemplates({}, expression)
+    return lambda columns: templates(columns) is not None
+
+
 def test_where() -> None:
-    holds = compile_where("source_id.startswith('wikihow') and n | int > 2")
+    holds = holds_for("source_id.startswith('wikihow') and n | int > 2")
     assert holds({"source_id": "wikihow~1", "n": "3"}) is True
     assert holds({"source_id": "activitynet", "n": "3"}) is False
     with pytest.raises(BadInput, match=r"'source_id' is undefined.*columns are: n"):
         holds({"n": "3"})
     with pytest.raises(BadInput, match="does not parse"):
-        compile_where("a ==")
+        holds_for("a ==")
 
 
 def test_where_on_a_missing_column_alone_is_an_error() -> None:
     with pytest.raises(BadInput, match="columns are: n"):
-        compile_where("kept")({"n": 1})
+        holds_for("kept")({"n": 1})
 
 
 def test_hash_percent_is_sha256_modulo_100() -> None:
@@ -112,5 +122,54 @@ def test_what_is_not_a_number_is_missing() -> None:
     """As Python's json writes an empty cell of pandas."""
     columns = {"a": math.nan, "b": {"c": math.nan}}
     assert compile_template("<{{ a }}{{ b.c }}{{ row.a }}>")(columns) == "<>"
-    assert not compile_where("a")(columns)
-    assert compile_where("a is none and row.a is none")(columns)
+    assert not holds_for("a")(columns)
+    assert holds_for("a is none and row.a is none")(columns)
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{{ 'a' * 10**11 }}", "more than 4 GiB of memory"),
+        ("{{ a | replace('a', 'b' * 10**6) | replace('b', 'c' * 99) }}", "99,000,0.. characters of a row"),
+        ("{{ a | center(10**8) }}", "100,000,0.. characters of a row"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "maximum recursion depth"),
+        ("{% for b in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ a.__class__ }}{% for b in [] %}{% endfor %}", "unsafe"),
+    ],
+)
+def test_a_template_of_a_row_has_limits(template: str, fault: str) -> None:
+    with pytest.raises(BadInput, match=f"{fault}.*the row's columns are: a"):
+        compile_template(template)({"a": "a"})
+
+
+def test_a_template_without_end_stops_even_where_bad_rows_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three rows in a batch the one that does not end is named, and none behind it is tried."""
+    monkeypatch.setattr("resprout.tasks.data.confined.SECONDS", 0.9)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", "n": n}) + "\n" for n in (1, 99999, 2)))
+    template = "{% for a in range(n) %}" * 5 + "{% endfor %}" * 5 + "{{ text }}"
+    source, counts = TextSource(source="a.jsonl", text=template, on_bad_row="skip"), Counts()
+    found = text_items(source, "a", {"a.jsonl": path}, counts=counts)
+    assert next(found).text == "a"
+    with pytest.raises(BadInput, match=r"a.jsonl, row 2: a template among .* did not end within 1 s of proc"):
+        list(found)
+    assert counts.bad == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC), date(2026, 1, 2), time(1, 2),
+        timedelta(days=1, seconds=2),
+        Decimal("2.50"), UUID(int=1), math.pi, 10**30, "\ud83d", True, None, "",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_child_prints_what_this_process_prints(value: Any) -> None:
+    simple, looping = (
+        RowTemplates({"x": one}) for one in ("{{ a }}", "{% for b in [a] %}{{ b }}{% endfor %}")
+    )
+    row = {"a": value, "": ["date", "2026-01-02"]}
+    assert looping(row) == simple(row)

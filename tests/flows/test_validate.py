@@ -126,6 +126,7 @@ def test_where_all_first_rows_are_bad_there_is_no_skipping_them(
         ("gsm9k", "unknown evaluation task 'gsm9k'; did you mean gsm8k?"),
         ("lm_eval:arc_chalenge", "lm-eval has no task arc_chalenge; did you mean lm_eval:arc_challenge?"),
         ("lm_eval:humaneval", "lm_eval:humaneval runs the code that the model writes"),
+        ("code.yaml", "PATH runs Python code (doc_to_target: lm_eval:needing.answer); take it out, or read"),
         ("needs.yaml", "lm_eval:needing.answer needs the package no_such_package, which is not installed"),
     ],
 )
@@ -137,19 +138,22 @@ def test_a_task_that_cannot_be_had(
     monkeypatch: pytest.MonkeyPatch,
     validate: Callable[..., tuple[int, str]],
 ) -> None:
-    if name == "needs.yaml":
+    trust = ["evaluate.trust_task_code=true"] if name == "needs.yaml" else []
+    if name in ("code.yaml", "needs.yaml"):
         monkeypatch.setattr("resprout.tasks.evaluate.lm_eval_tasks.folder", lambda: tmp_path)
         monkeypatch.setattr("resprout.tasks.evaluate.lm_eval_tasks.MODULES", "")
         (tmp_path / "needing.py").write_text("import no_such_package\n")
         monkeypatch.syspath_prepend(tmp_path)
         name = str(tmp_path / name)
+        sentence = sentence.replace("PATH", name)
         Path(name).write_text(
             "task: x\noutput_type: generate_until\ndoc_to_text: '{{question}}'\n"
             "doc_to_target: lm_eval:needing.answer\nmetric_list: [{metric: exact_match}]\n"
         )
     path = rows(tmp_path / "rows.jsonl", {"question": "w5"})
     task = f"{{task: '{name}', data: {{source: {path}}}}}"
-    code, said = validate(f"evaluate.suites=[{{tasks: [{task}]}}]", *(["--offline"] if offline else []))
+    given = [*trust, *(["--offline"] if offline else [])]
+    code, said = validate(f"evaluate.suites=[{{tasks: [{task}]}}]", *given)
     assert code == 2
     assert f"evaluate.suites.0.tasks.0.task: {sentence}" in said
     assert "tasks.0.data" not in said

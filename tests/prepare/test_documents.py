@@ -12,10 +12,11 @@ import pytest
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.prepare import context, markups
+from resprout.tasks.prepare import context
 from resprout.tasks.prepare.blocks import Part, headings_above, text_parts, tree
 from resprout.tasks.prepare.context import Sentences, opening
 from resprout.tasks.prepare.html import VisibleText
+from resprout.tasks.prepare.markdown import markdown_parts
 from resprout.tasks.prepare.markups import parts_of
 from resprout.tasks.prepare.passages import passages, sentences
 from resprout.tasks.prepare.stage import prepare
@@ -479,22 +480,34 @@ def test_the_work_grows_with_the_document(
 def test_documents_that_cannot_be_read_are_counted(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(source: str) -> list[Part]:
-        raise ValueError(f"no reader for {source}")
-
-    monkeypatch.setitem(markups.MARKUPS, "text", fails)
+    monkeypatch.setattr("resprout.tasks.data.confined.SECONDS", 2)
+    monkeypatch.setattr("resprout.tasks.prepare.stage.SECONDS_A_DOCUMENT", 1)
     menu = {"text": "<html><body><nav><a href='/'>Home</a></nav></body></html>", "markup": "html"}
-    broken = {"text": "odd", "markup": "text"}
-    rows = run(tmp_path, tokenizer, [menu, broken, told("red fox", 9)])
-    assert {row["document"] for row in rows} == {"d2"}
+    broken, slow = {"text": "x", "markup": "odd"}, {"text": f"# {'[' * 600_000}", "markup": "markdown"}
+    rows = run(tmp_path, tokenizer, [menu, broken, slow, told("red fox", 9)])
+    assert {row["document"] for row in rows} == {"d3"}
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert (metrics["documents"], metrics["unread_documents"]) == (3, 2)
-    assert "of 3 documents 2 cannot be read, the first: d0.md (no text in it)" in caplog.text
+    assert (metrics["documents"], metrics["unread_documents"]) == (4, 3)
+    assert "of 4 documents 3 cannot be read, the first: d0.md (no text in it)" in caplog.text
     (tmp_path / "none").mkdir()
-    with pytest.raises(
-        BadInput, match=r"1 cannot be read, the first: d0\.md \(ValueError: no reader for odd\)"
-    ):
-        run(tmp_path / "none", tokenizer, [broken])
+    ended = r"2 cannot be read, the first: d0\.md \(its parser did not end within 3 s of processor time\)"
+    with pytest.raises(BadInput, match=ended):
+        run(tmp_path / "none", tokenizer, [slow, broken])
+
+
+@pytest.mark.parametrize("unit", ["![", "[", "](", "![a](", "a](b("])
+def test_brackets_without_end_take_linear_time(unit: str) -> None:
+    def seconds(count: int) -> float:
+        begin = time.process_time()
+        markdown_parts(unit * count)
+        return time.process_time() - begin
+
+    markdown_parts(unit)
+    assert min(seconds(20_000) for _ in range(3)) < 20 * max(0.002, min(seconds(2000) for _ in range(3)))
+
+
+def test_targets_of_links_may_hold_brackets() -> None:
+    assert markdown_parts("[![](https://a.org/b_(c).svg)](https://a.org/Foo_(bar))") == []
 
 
 def test_documents_without_a_row_say_so(tmp_path: Path, tokenizer: Path) -> None:
