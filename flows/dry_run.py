@@ -9,7 +9,6 @@ A stage's seconds, memory and bytes are predicted from what stages of its kind t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -332,5 +331,5 @@ def _tokens(config: RunConfig, artifacts: Artifacts, store: ArtifactStore) -> fl
     budget = config.select.budget_tokens
     pool = artifacts.named("pool")
     if budget is None and pool is not None:
-        budget = json.loads(store.read(pool.digest, "metrics.json"))["budget_tokens"]
+        budget = store.read_json(pool.digest, "metrics.json")["budget_tokens"]
     return None if budget is None else budget * config.recover.epochs
