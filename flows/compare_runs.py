@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,10 +184,10 @@ def _metrics(
         if stage.recorded is None or stage.made is None:
             return None
         try:
-            ours = json.loads(before.read(stage.recorded, "metrics.json"))
+            ours = before.read_json(stage.recorded, "metrics.json")
         except ResproutError:
             return None
-        theirs = json.loads(now.read(stage.made, "metrics.json"))
+        theirs = now.read_json(stage.made, "metrics.json")
         for name in sorted(ours if other_code else {*ours, *theirs}):
             both = name in ours and name in theirs
             apart = _apart(name, ours[name], theirs[name]) if both else float("inf")
@@ -215,7 +214,7 @@ def _same_verdict(stage: StageComparison, before: ArtifactStore, now: ArtifactSt
     if stage.recorded is None or stage.made is None:
         return False
     try:
-        ours = json.loads(before.read(stage.recorded, "gate.json"))
+        ours = before.read_json(stage.recorded, "gate.json")
     except ResproutError:
         return False
-    return bool(ours["passed"] == json.loads(now.read(stage.made, "gate.json"))["passed"])
+    return bool(ours["passed"] == now.read_json(stage.made, "gate.json")["passed"])

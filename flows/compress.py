@@ -236,7 +236,7 @@ def _compress(
 
 
 def _shape_of(store: ArtifactStore, model: ArtifactRef) -> Shape:
-    return shape_of(json.loads(store.read(model.digest, "config.json")))
+    return shape_of(store.read_json(model.digest, "config.json"))
 
 
 def _tokenizer_of(store: ArtifactStore, model: ArtifactRef) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -136,7 +135,7 @@ class Conclusion:
 
     def read(self, ref: ArtifactRef, path: str) -> Any:
         """A JSON file of an artifact."""
-        return json.loads(self.run.store.read(ref.digest, path))
+        return self.run.store.read_json(ref.digest, path)
 
     def fewer_bits(self, source_format: str) -> list[str]:
         """Whether the dense model in fewer bits is better than each file of the pruned model."""

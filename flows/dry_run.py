@@ -9,7 +9,6 @@ A stage's seconds, memory and bytes are predicted from what stages of its kind t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +17,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
 from resprout.flows.history import FOUND, ROWS, Estimate, History, Work, peaks, scales, total, volume
-from resprout.flows.inputs import Sources
+from resprout.flows.inputs import SOURCE, Sources
 from resprout.flows.nearest_record import Nearest, nearest
 from resprout.flows.stages import Artifacts, Step, Steps, job_of
 from resprout.infra.environment import prepare
@@ -77,9 +76,9 @@ class StagePlan:
         one, near = self.forecast, self.nearest
         if one.cached:
             return []
-        waits = [f"after {', '.join(dict.fromkeys(one.waits_for.values()))}"] if one.waits_for else []
         if near is None:
-            return [*waits, "it never ran here"]
+            return ["new"]
+        waits = [f"after {', '.join(dict.fromkeys(one.waits_for.values()))}"] if one.waits_for else []
         found = [*map(str, near.differences)]
         if len(found) > MOST_DIFFERENCES:
             found[MOST_DIFFERENCES:] = [f"and {len(found) - MOST_DIFFERENCES} more"]
@@ -147,6 +146,8 @@ class Outlook:
         needs = preflight.needs(config, dense, 0) if dense is not None else None
         size = dense.sizes(config.model.dtype).bytes if dense is not None else None
         waiting = self._history.start
+        # Against runs on other models every part of a key would differ, which explains nothing.
+        records = self._records if all(map(self._is_known, forecasts)) else []
         found = []
         for one in forecasts:
             if one.cached:
@@ -166,9 +167,16 @@ class Outlook:
             if takes.disk_bytes is None and one.step.writes_model:
                 takes = replace(takes, disk_bytes=size)
             code = one.step.stage.code_files(one.step.section)
-            near = nearest(one.step.id, {**one.parts, "files": code}, self._records, one.waits_for)
+            near = nearest(one.step.id, {**one.parts, "files": code}, records, one.waits_for)
             found.append(StagePlan(one, takes, near))
         return found
+
+    def _is_known(self, one: Forecast) -> bool:
+        """Whether a run here has begun with this model; of what is no source model it is no question."""
+        if one.cached or one.step.gives != SOURCE:
+            return True
+        name, config = one.step.stage.name, one.parts["config"]
+        return any(old.stage == name and old.config == config for _, old in self._records)
 
     def _rows_bytes(self, one: Forecast) -> int | None:
         """Size of the rows that a step acquires, as it is or as the same sources had it before."""
@@ -337,5 +345,5 @@ def _tokens(config: RunConfig, artifacts: Artifacts, store: ArtifactStore) -> fl
     budget = config.select.budget_tokens
     pool = artifacts.named("pool")
     if budget is None and pool is not None:
-        budget = json.loads(store.read(pool.digest, "metrics.json"))["budget_tokens"]
+        budget = store.read_json(pool.digest, "metrics.json")["budget_tokens"]
     return None if budget is None else budget * config.recover.epochs

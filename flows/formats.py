@@ -8,7 +8,6 @@ few bits needs before, on artifacts that are in the store. So they are cached an
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class Exported:
 
 def formats_in(store: ArtifactStore, ref: ArtifactRef) -> dict[str, Exported]:
     """The formats that an export artifact holds, by name, the registered one first."""
-    listed = json.loads(store.read(ref.digest, "exports.json"))
+    listed = store.read_json(ref.digest, "exports.json")
     return {
         one["format"]: Exported(one["format"], ref.digest, ref.record, one["path"], one["bytes"])
         for one in listed
@@ -130,7 +129,7 @@ class FurtherFormat:
         model, folder = self.steps.names[MODEL], self.steps.names[MODEL].folder
         dense = self.artifacts[model.step].digest
         path = f"{folder}/config.json" if folder else "config.json"
-        self._refuse_misfit(shape_of(json.loads(self.store.read(dense, path))))
+        self._refuse_misfit(shape_of(self.store.read_json(dense, path)))
         if self.run.config.model.trust_remote_code and not trust_remote_code:
             raise BadInput(
                 "this run used Python code that came with its model; read that code in the artifact "

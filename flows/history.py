@@ -7,7 +7,6 @@ tokens, where it computes with a model.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -157,7 +156,7 @@ class History:
     def _params_of(self, digest: str) -> int | None:
         if digest not in self._params:
             try:
-                self._params[digest] = shape_of(json.loads(self._store.read(digest, "config.json"))).params
+                self._params[digest] = shape_of(self._store.read_json(digest, "config.json")).params
             except ResproutError:
                 # Collected or erased; the time still counts for models of unknown size.
                 self._params[digest] = None
@@ -175,7 +174,7 @@ class History:
         for _, record in reversed(self._here):
             if record.kind == "measurement":
                 try:
-                    details = json.loads(self._store.read(record.content, "details.json"))
+                    details = self._store.read_json(record.content, "details.json")
                 except ResproutError:
                     continue
                 if found := details.get("start_seconds"):

@@ -6,7 +6,6 @@ model for a stage is an entry in `MODELS`, another source of data one in `DATA`,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from resprout.configs.load import Loaded
 from resprout.configs.schema import SOURCE_FILE as JUDGED_FILE
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
 from resprout.infra.licences import Credit
+from resprout.infra.store.stored_json import parse_json
 from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask, wanted_of
+from resprout.tasks.acquire.model import require_sound
 from resprout.tasks.acquire.source import Context, Wanted, locate, scheme_of
 from resprout.tasks.acquire.stage import (
     acquire_documents,
@@ -238,7 +239,7 @@ def find(address: str, wanted: Wanted, here: Context) -> Path | None:
     """The place of a source on this machine, None where it is elsewhere.
 
     Raises:
-        BadInput: it is not there, or is no model with a tokenizer where one is wanted.
+        BadInput: it is not there, or is no sound model with a tokenizer where one is wanted.
     """
     try:
         found = locate(address, here)
@@ -246,6 +247,8 @@ def find(address: str, wanted: Wanted, here: Context) -> Path | None:
             files = model_files(address, found, wanted)
             if not next(iter(files)).endswith(".gguf") and not has_tokenizer(files):
                 raise BadInput(f"{address} {NO_TOKENIZER}")
+            for name, path in files.items():
+                require_sound(name, path)
         return found
     except ResproutError as error:
         hint = _hub_name(address, here.base) if wanted.purpose == "model" else ""
@@ -299,10 +302,10 @@ def tokenizer_here(loaded: Loaded) -> dict[str, Any] | None:
 def read_tokenizer(content: bytes, place: str) -> dict[str, Any]:
     """The object of a tokenizer.json; BadInput, which names `place`, where it is none."""
     try:
-        found = json.loads(content)
+        found = parse_json(content, place)
         if isinstance(found["model"]["vocab"], dict | list):
             return dict(found)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         pass
     raise BadInput(f"{place}/{TOKENIZER} is no tokenizer; write the model's tokenizer again")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -56,7 +55,7 @@ def _chosen(store: ArtifactStore, artifacts: Artifacts) -> Iterator[Measured]:
             continue
         paths = {entry.path for entry in store.manifest(made.digest).files}
         if "metrics.json" in paths:
-            found = json.loads(store.read(made.digest, "metrics.json"))
+            found = store.read_json(made.digest, "metrics.json")
         else:
             found = {"samples": len(store.read(made.digest, "samples.jsonl").splitlines())}
         yield _on(artifacts, slot, {f"{name}_{key}": value for key, value in found.items()})

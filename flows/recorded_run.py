@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def refuse_impossible(run: RecordedRun, store: ArtifactStore, disk: Path, trust_
             "this run computed on cuda, which this machine or its torch does not have; give --device cpu "
             "to compare metrics instead of digests"
         )
-    shape = shape_of(json.loads(store.read(dense.digest, "config.json")))
+    shape = shape_of(store.read_json(dense.digest, "config.json"))
     writes = [step.writes_model for step in run.steps]
     free = shutil.disk_usage(disk).free
     preflight.check_room(run.config, shape, disk, free, sum(writes), lambda: writes)
@@ -139,7 +138,7 @@ def hardware(store: ArtifactStore, run: RecordedRun) -> dict[str, Any]:
     measured = next((record.content for record in run.records if record.kind == "measurement"), None)
     if measured is None or not store.check(measured):
         return {}
-    return dict(json.loads(store.read(measured, "details.json"))["hardware"])
+    return dict(store.read_json(measured, "details.json")["hardware"])
 
 
 def _report(workspace: Workspace, reference: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from resprout.configs.errors import BadInput
 from resprout.flows.recorded_run import RecordedRun
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.store.stored_json import parse_json
 from resprout.tasks.core.stage import StepId
 from resprout.tasks.select.comparison import role_of
 from resprout.tasks.select.rows import FILE, rows_by_id
@@ -52,7 +52,7 @@ def selections(run: RecordedRun, store: ArtifactStore) -> dict[str, Selection]:
 
 def read_summary(store: ArtifactStore, selection: Selection) -> dict[str, Any]:
     """How the rows were selected."""
-    return dict(json.loads(_whole(store, selection.made).read(selection.made.digest, SUMMARY)))
+    return dict(_whole(store, selection.made).read_json(selection.made.digest, SUMMARY))
 
 
 def read_rows(
@@ -74,7 +74,7 @@ def read_rows(
         row = next(rows, None)
         with (made / DECISIONS).open(encoding="utf-8") as decisions:
             for line in decisions:
-                decision: Mapping[str, Any] = json.loads(line)
+                decision: Mapping[str, Any] = parse_json(line, DECISIONS)
                 if not decision["accepted"] and not everything:
                     continue
                 while row is not None and row["id"] < decision["id"]:

@@ -16,6 +16,7 @@ from resprout.configs.result import RunResult
 from resprout.flows.rivals import Rivals
 from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.core.run import Display
+from resprout.tasks.core.termination import acknowledge
 from resprout.tasks.core.time_left import TimeLeft, words
 from resprout.tasks.report.shipped import Shipped
 
@@ -160,9 +161,14 @@ def end_on_signals(noted: Callable[[], None]) -> None:
     A signal that the caller ignores (nohup) stays ignored. While a flow runs, Prefect has its own handler
     for SIGTERM, which hands on to this one at its end.
     """
+    answered = False
 
     def end(number: int, frame: object) -> None:
+        nonlocal answered
         noted()
+        if not answered:
+            answered = True
+            acknowledge(number, "the run ends; finished stages are kept")
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 from resprout.configs.result import ModelResult
@@ -69,7 +68,7 @@ def measure_variants(session: SweepSession, within: SweepRun) -> None:
     for number, group in enumerate(groups, 1):
         role = "" if number == 1 else str(number)
         made = measure(run, group.job, {DENSE: group.dense, **group.models}, role)
-        _fill(group, json.loads(within.store.read(made.digest, "metrics.json")))
+        _fill(group, within.store.read_json(made.digest, "metrics.json"))
 
 
 def _groups(session: SweepSession, store: ArtifactStore, tracker: Tracker) -> list[Group]:

@@ -29,6 +29,7 @@ from resprout.configs.schema import (
 )
 from resprout.flows.inputs import context, data_sources, is_elsewhere, model_files, named_sources
 from resprout.infra.environment import set_variables
+from resprout.infra.mlflow.errors import require_sqlite
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.acquire.rows import (
@@ -66,6 +67,7 @@ def probe(loaded: Loaded) -> Iterator[Fault]:
     asking = _asking_for_chat(loaded.config)
     here = context(loaded, Tracker(loaded.config.infra.mlflow, loaded.home).uri)
     yield from _store(loaded)
+    yield from faults_in("infra.mlflow", partial(require_sqlite, here.tracking_uri or ""))
     chat: ChatTemplate | None = None
     for key, address, wanted in named_sources(loaded.config):
         if is_elsewhere(address):

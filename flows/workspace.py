@@ -78,18 +78,33 @@ def open_workspace(config: Path | None, reference: str, read_only: bool = False)
 
 
 def named(workspace: Workspace, reference: str) -> str:
-    """The MLflow run behind a flow run's id, or its beginning, as `resprout runs` has it; else the reference.
+    """The reference behind a short one: for a registered model's name that of its newest version.
+
+    For a flow run's id, or its beginning, as `resprout runs` has it, it is the MLflow run. Others stay.
 
     Raises:
-        BadInput: several runs begin so.
+        BadInput: several runs begin so, or the registered model has no version.
     """
     if not FLOW_RUN_ID.match(reference):
-        return reference
+        return _newest_version(workspace, reference)
     wanted = f"tags.`{FLOW_RUN}` LIKE '{reference}%'"
     found = [run.info.run_id for run in search.runs(workspace.tracker, wanted)]
     if len(found) > 1:
         raise BadInput(f"{len(found)} runs have an id that begins with {reference}; give more of it")
     return found[0] if found else reference
+
+
+def _newest_version(workspace: Workspace, reference: str) -> str:
+    """models:/name/3 behind models:/name or a registered model's bare name; else the reference."""
+    name = reference.removeprefix("models:/")
+    if "/" in name or "@" in name or DIGEST.match(name) or RUN_ID.match(name):
+        return reference
+    if not search.is_registered(workspace.tracker, name):
+        return reference
+    numbers = [int(one.version) for one in workspace.tracker.versions(search.named(name))]
+    if not numbers:
+        raise BadInput(f"the registered model {name} has no version; give another, or run a config")
+    return f"models:/{name}/{max(numbers)}"
 
 
 def parts(reference: str) -> tuple[str, str, str]:

@@ -8,7 +8,6 @@ and follows the entries of cache and index. The list stands at the end of this f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -43,6 +42,7 @@ from resprout.infra.store.manifest import FileEntry, Manifest, hash_file, scan
 from resprout.infra.store.record import Record
 from resprout.infra.store.signing import ADOPT
 from resprout.infra.store.store import index_keys
+from resprout.infra.store.stored_json import parse_json
 from resprout.tasks.register.reconcile import copies, is_copy, own_uri
 
 Depth = Literal["shallow", "deep"]
@@ -629,7 +629,7 @@ def record_signatures(evidence: Evidence, record_id: str) -> Problems:
 def _is_signature(data: bytes | None, key_id: str) -> bool:
     """Whether the bytes have the form of a signature by this key, which no one here can check."""
     try:
-        given = json.loads(data or b"")
+        given = parse_json(data or b"", key_id)
         return canonical_json(given) == data and given["keyid"] == key_id and len(given["sig"]) == 128
     except (ValueError, KeyError, TypeError):
         return False
@@ -656,7 +656,7 @@ def record_result(evidence: Evidence, record_id: str) -> Problems:
             yield f"{where} was removed"
             continue
         try:
-            given = json.loads(data)
+            given = parse_json(data, where)
             sound = canonical_json(given) == data and sorted(given) == ["digest", "record"]
             later = store.get_record(given["record"]) if sound else record
         except (ValueError, KeyError, TypeError, BadInput, VerificationFailed):

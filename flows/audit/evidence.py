@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from resprout.infra.provenance.mlflow_state import (
 from resprout.infra.provenance.seal import Seal, read_collection, read_seal
 from resprout.infra.store import keys
 from resprout.infra.store.record import Record
+from resprout.infra.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -412,7 +412,9 @@ class Evidence:
         for record in self.intact(records):
             found.update(self.store.records_of(record.content))
             if (pointer := self.store.driver.get_bytes(f"results/{record.key}")) is not None:
-                found.add(json.loads(pointer)["record"])
+                # Checking the record's own pointer reports what it is instead.
+                with suppress(VerificationFailed, KeyError, TypeError):
+                    found.add(parse_json(pointer, record.key)["record"])
         return found
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -278,7 +277,7 @@ def _read(store: ArtifactStore, node: Node, path: str) -> dict[str, Any] | None:
     try:
         if all(entry.path != path for entry in store.manifest(node.record.content).files):
             return None
-        return dict(json.loads(store.read(node.record.content, path)))
+        return dict(store.read_json(node.record.content, path))
     except (BadInput, VerificationFailed):
         # Erased, collected or damaged: the record still describes it, and `verify` reports what became of it.
         return None

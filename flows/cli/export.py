@@ -102,6 +102,7 @@ def _export(
         raise BadInput(
             f"--format {form} alone would only fill the store; give --to FOLDER or --push hf://..."
         )
+    typer.echo(f"looking up {reference}", err=True)
     workspace = open_workspace(config, reference)
     run = recorded_run(workspace, named(workspace, reference))
     there, failed = made_by(run, workspace.store), failed_bounds(run, workspace.store)
@@ -125,9 +126,11 @@ def _export(
             )
         lines = []
         if to is not None:
+            typer.echo(f"copying {wanted}, {one.bytes / 1e6:.1f} MB, to {to}", err=True)
             found["to"] = str(copy_out(workspace.store, one, to))
             lines += _copied(one, to)
         if push is not None:
+            typer.echo(f"pushing {wanted}, {one.bytes / 1e6:.1f} MB, to {push}", err=True)
             pushed = _pushed(workspace, one, push, f"{run.config.name}, {reference}", private=not public)
             found["pushed"] = pushed.model_dump(mode="json")
             how = "pushed" if pushed.changed else "nothing to push, it is there already"

@@ -16,8 +16,8 @@ def lineage(
     reference: Annotated[
         str,
         typer.Argument(
-            help="models:/name/3, models:/name@alias, an artifact digest, a record id, or the id of any run; "
-            "with --derived also the address or SHA-256 of a source."
+            help="models:/name/3, models:/name@alias, a model's name (newest version), an artifact digest, "
+            "a record id, or the id of any run; with --derived also the address or SHA-256 of a source."
         ),
     ],
     derived: Annotated[

@@ -54,7 +54,8 @@ def _show(found: dict[str, Any]) -> None:
     from resprout.flows.cli.forecast import page, sentence
 
     shown = page()
-    shown.print(sentence(found), markup=False)
+    for line in (*_sizes(found), sentence(found)):
+        shown.print(line, markup=False)
     shown.print()
     shown.print(_stages(found["stages"]))
     shown.print()
@@ -63,6 +64,18 @@ def _show(found: dict[str, Any]) -> None:
     if "plan" in found:
         # An address is copied, so it is never folded.
         shown.print(f"plan: {found['plan']['uri']}/plan.json", markup=False, soft_wrap=True)
+
+
+def _sizes(found: dict[str, Any]) -> list[str]:
+    """The answer of a plan: what the model is and what becomes of it; nothing where it is elsewhere."""
+    dense, pruned = found.get("dense"), found.get("pruned")
+    if dense is None:
+        return []
+    before = f"{dense['params']:,} parameters, {dense['bytes'] / 1e6:,.1f} MB of weights"
+    if pruned is None:
+        return [f"{before} -> at most {found['requested_params']:,} parameters"]
+    share = pruned["params"] / dense["params"]
+    return [f"{before} -> {pruned['params']:,}, {pruned['bytes'] / 1e6:,.1f} MB (x{share:.2f})"]
 
 
 def _stages(stages: list[dict[str, Any]]) -> Table:

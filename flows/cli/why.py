@@ -62,7 +62,7 @@ def _lines(found: Explanation) -> Iterator[str]:
     yield f"{found.label}: ran in {run}"
     yield f"made: {made}"
     if near is None:
-        yield "no earlier record of this stage is in the store: it had never run there"
+        yield "no earlier record of this stage is in the store: this was its first run there"
         return
     yield f"nearest earlier record{maker}: {near.record_id}, {near.record.started}"
     if not near.differences:

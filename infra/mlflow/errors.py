@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from resprout.configs.errors import ResproutError, StageFailed, Transient, VerificationFailed
+from resprout.configs.errors import BadInput, ResproutError, StageFailed, Transient, VerificationFailed
 from resprout.configs.infrastructure import one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
 KNOCK_SECONDS = 5.0
+SQLITE = b"SQLite format 3\0"
+"""First bytes of every database in SQLite; a new one is empty."""
 
 
 def mlflow_errors(method: Callable[P, R]) -> Callable[P, R]:
@@ -108,11 +111,25 @@ def knock(uri: str) -> None:
         requests.head(uri, timeout=KNOCK_SECONDS, allow_redirects=False)
 
 
+def require_sqlite(uri: str) -> None:
+    """Raise BadInput where the file of a database in SQLite is there and is something else."""
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not uri.startswith("sqlite:///") or not path.is_file():
+        return
+    with path.open("rb") as file:
+        if file.read(len(SQLITE)) not in (b"", SQLITE):
+            raise BadInput(
+                f"{path} is no SQLite database; bring back MLflow's database from a backup, or set "
+                "infra.mlflow.tracking_uri to another"
+            )
+
+
 def _knock_at_database(uri: str) -> None:
     from sqlalchemy import create_engine
     from sqlalchemy.exc import OperationalError
 
     if uri.startswith("sqlite:"):
+        require_sqlite(uri)
         return
     engine = create_engine(uri)
     try:

@@ -6,7 +6,6 @@ MLflow adds is covered as well.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -288,7 +287,7 @@ def metrics_of(store: ArtifactStore, digest: str) -> dict[str, float]:
     """Return the metrics that an artifact holds; none where it has no such file, or it was erased."""
     if all(entry.path != METRICS for entry in store.manifest(digest).files):
         return {}
-    return {key: float(value) for key, value in dict(json.loads(store.read(digest, METRICS))).items()}
+    return {key: float(value) for key, value in dict(store.read_json(digest, METRICS)).items()}
 
 
 def _same(shown: Mapping[str, Any] | None, value: float) -> bool:

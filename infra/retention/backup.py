@@ -48,6 +48,7 @@ from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.manifest import FileEntry, Manifest, content_digest, hash_stream, scan
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.store.stored_json import parse_json
 
 PREDICATE = "urn:resprout:backup:v1"
 STATEMENT, LIST, SEEN = "backup.json", "objects.jsonl", "seen.jsonl"
@@ -424,7 +425,7 @@ def _seen(target: Driver) -> tuple[dict[str, str], dict[str, str]]:
     sources, own = {}, {}
     for line in (target.get_bytes(SEEN) or b"").splitlines():
         try:
-            key, source, here = json.loads(line)
+            key, source, here = parse_json(line, SEEN)
         except (ValueError, TypeError):
             return {}, {}
         sources[str(key)], own[str(key)] = source, here

@@ -28,6 +28,7 @@ from resprout.configs.infrastructure import InfraConfig, one_line, without_crede
 from resprout.infra.mlflow.errors import mlflow_errors
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.stack.services import mlflow_database, mlflow_url
+from resprout.infra.store.stored_json import parse_json
 
 REVISION = "alembic_version"
 """Table with the revision of the schema."""
@@ -167,7 +168,7 @@ def rows_of(folder: Path, table: str) -> Iterator[dict[str, Any]]:
     if path.exists():
         with path.open(encoding="utf-8", newline="\n") as file:
             for line in file:
-                yield json.loads(line)
+                yield parse_json(line, f"a row of {path.name}")
 
 
 def _moved_rows(folder: Path, table: str, moved: Callable[[str], str]) -> Iterator[dict[str, Any]]:

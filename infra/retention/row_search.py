@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
@@ -11,6 +10,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.stored_json import parse_json
 
 ROWS = ".jsonl"
 """Ending of the files that hold rows."""
@@ -150,7 +150,7 @@ def _parsed(path: str, lines: Iterable[bytes]) -> Iterator[Any]:
     for piece in lines if path.endswith(ROWS) else [b"".join(lines)]:
         if piece.strip():
             try:
-                yield json.loads(piece)
+                yield parse_json(piece, path)
             except ValueError:
                 yield piece.decode(errors="replace")
 

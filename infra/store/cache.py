@@ -31,6 +31,7 @@ from resprout.infra.store.filesystem import (
 )
 from resprout.infra.store.manifest import CHUNK_BYTES, PIECE_BYTES, FileEntry, Manifest, hash_file
 from resprout.infra.store.signing import UNSIGNED, Signer
+from resprout.infra.store.stored_json import parse_json
 
 THREADS = 4
 TRIES = 3
@@ -208,7 +209,7 @@ class VerifiedFiles:
             return False
         try:
             plain_status(self.folder, f"{digest}.json")
-            known = json.loads((self.folder / f"{digest}.json").read_bytes())
+            known = parse_json((self.folder / f"{digest}.json").read_bytes(), "the note")
         except (FileNotFoundError, VerificationFailed, ValueError):
             return False
         return bool(known == self._note(digest, now))

@@ -9,7 +9,6 @@ At most two lie there at a time: the newest, and the one before for the day when
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import uuid
@@ -30,6 +29,7 @@ from resprout.infra.store.driver import Driver
 from resprout.infra.store.filesystem import walk
 from resprout.infra.store.manifest import Manifest, scan
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.store.stored_json import DamagedJson, parse_json, safetensors_header
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ PREDICATE = "urn:resprout:checkpoint:v1"
 PATIENCE_SECONDS = 15.0
 """How long training stands still for a store that is down; whoever ends a process waits about 30 s for it."""
 MAX_STEP = 10**12 - 1
-MAX_HEADER_BYTES = 100_000_000
-"""Of a safetensors file, by its format."""
 
 
 @dataclass
@@ -74,7 +72,8 @@ class StageCheckpoints:
         for name in sorted(self._visible(), reverse=True):
             try:
                 folder = opened.enter_context(self._local(name, self._manifest(name)))
-            except VerificationFailed as error:
+                _require_plain(folder)
+            except (BadInput, VerificationFailed) as error:
                 logger.warning("the checkpoint %s is not used: %s", self._uri(name), error)
             else:
                 logger.info("%s goes on from step %d", self.key.rpartition("-")[0], _step(name))
@@ -215,32 +214,18 @@ def _require_plain(folder: Path) -> None:
     if not found:
         raise BadInput(f"{folder} holds no file; a checkpoint needs at least one")
     for path, full in found:
-        holds = {".safetensors": _is_safetensors, ".json": _is_json}.get(full.suffix)
-        if holds is None or not holds(full):
+        try:
+            if full.suffix == ".safetensors":
+                safetensors_header(full)
+            elif full.suffix == ".json":
+                parse_json(full.read_bytes(), path)
+            else:
+                raise DamagedJson(f"{path} has another name")
+        except DamagedJson as error:
             raise BadInput(
                 f"{path} cannot be part of a checkpoint: it is neither a safetensors file nor JSON under "
                 "the name that says so; a checkpoint holds those alone, since anything else could hold code"
-            )
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file begins with a length and a JSON object of that length, as the format has it."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-            return False
-        try:
-            return isinstance(json.loads(file.read(length)), dict)
-        except ValueError:
-            return False
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except ValueError:
-        return False
-    return True
+            ) from error
 
 
 def _empty(folder: Path) -> None:

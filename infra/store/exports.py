@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.manifest import FileEntry
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.store.stored_json import parse_json
 
 WEIGHTS = ".safetensors"
 
@@ -42,7 +42,11 @@ def holder(store: ArtifactStore, digest: str) -> str | None:
     """Return the digest of an export with the same weight files as this artifact, or None."""
     name = _name(store.manifest(digest).files)
     found = store.driver.get_bytes(name) if name is not None else None
-    return None if found is None else str(json.loads(found)["digest"])
+    try:
+        return None if found is None else str(parse_json(found, str(name))["digest"])
+    except (ValueError, KeyError, TypeError):
+        # `verify` reports it.
+        return None
 
 
 def problems(store: ArtifactStore, digest: str) -> Iterator[str]:
@@ -62,7 +66,7 @@ def problems(store: ArtifactStore, digest: str) -> Iterator[str]:
 
 def _leads_back(store: ArtifactStore, name: str, data: bytes) -> bool:
     try:
-        noted = json.loads(data)
+        noted = parse_json(data, name)
         held = store.manifest(noted["digest"]).files
         inside = [entry for entry in held if entry.path.startswith(f"{noted['folder']}/")]
         return canonical_json(noted) == data and _name(inside) == name

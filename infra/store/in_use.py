@@ -30,7 +30,6 @@ finds if it was only paused: it has lost then, and knows.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import threading
 import time
@@ -42,6 +41,7 @@ from resprout.configs.errors import ResproutError, StageFailed, Transient
 from resprout.infra.store import keys
 from resprout.infra.store.canonical import canonical_json, check_digest
 from resprout.infra.store.driver import Driver
+from resprout.infra.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from resprout.infra.store.lease import LeaseLockManager
@@ -184,7 +184,7 @@ def mark_owner(driver: Driver, digest: str) -> str | None:
     """Return the lease of the gc that is deleting a digest, None where there is none."""
     data = driver.get_bytes(mark_key(digest))
     try:
-        return None if data is None else str(json.loads(data)["gc"])
+        return None if data is None else str(parse_json(data, "the mark")["gc"])
     except (ValueError, KeyError, TypeError):
         # No gc wrote this. No one holds a lease of that name, so the mark counts as one of a dead gc.
         return NOBODY

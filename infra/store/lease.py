@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
@@ -20,6 +19,7 @@ from resprout.configs.errors import ResproutError, StageFailed
 from resprout.infra.process_identity import start_ticks, system
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.driver import Driver, Versioned
+from resprout.infra.store.stored_json import DamagedJson, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -328,8 +328,8 @@ def _name(key: str) -> str:
 
 def _body(current: Versioned) -> dict[str, Any]:
     try:
-        body = json.loads(current.data)
-    except json.JSONDecodeError:
+        body = parse_json(current.data, "the lease")
+    except DamagedJson:
         return {}
     return body if isinstance(body, dict) else {}
 
@@ -357,4 +357,7 @@ def claim(driver: Driver, key: str, owner: str) -> str:
     if driver.put_if_absent(name, canonical_json({"key": key, "owner": owner})):
         return owner
     held = driver.get_bytes(name)
-    return owner if held is None else str(json.loads(held)["owner"])
+    try:
+        return owner if held is None else str(parse_json(held, name)["owner"])
+    except (KeyError, TypeError) as error:
+        raise DamagedJson(f"{name} names no owner; delete it in {driver.uri('')}") from error

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resprout.configs.errors import VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.stored_json import parse_json
 
 SCHEMA_VERSION = 4
 KNOWN = (1, 2, 3, 4)
@@ -115,14 +116,15 @@ class Record(BaseModel):
         if sha256_hex(data) != record_id:
             raise VerificationFailed(f"record {record_id} was changed after it was written")
         try:
-            version = json.loads(data).get("schema_version")
+            found = parse_json(data, f"record {record_id}")
+            version = found.get("schema_version") if isinstance(found, dict) else None
             if version not in KNOWN:
                 raise VerificationFailed(
                     f"record {record_id} has schema version {version}, and {SCHEMA_VERSION} is known here; "
                     "read it with the version that wrote it"
                 )
             return cls.model_validate_json(data)
-        except (ValidationError, json.JSONDecodeError) as error:
+        except ValidationError as error:
             raise VerificationFailed(f"record {record_id} is not a resprout record") from error
 
 

@@ -5,7 +5,6 @@ The library brings boto3 with it, so it is imported where something is signed or
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import ProofConfig
 from resprout.infra.store.canonical import canonical_json
+from resprout.infra.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner, Key
@@ -111,7 +111,7 @@ class Signer:
         if key is None:
             return False
         try:
-            given = json.loads(signature)
+            given = parse_json(signature, "the signature")
             if canonical_json(given) != signature or given["keyid"] != key_id:
                 return False
             key.verify_signature(Signature.from_dict(given), Envelope(payload, payload_type, {}).pae())
@@ -133,7 +133,7 @@ class Signer:
         from securesystemslib.dsse import Envelope
 
         self.open(data, what)
-        envelope = Envelope.from_dict(json.loads(data))
+        envelope = Envelope.from_dict(parse_json(data, what))
         if self._own is not None and self.own_id not in envelope.signatures:
             envelope.sign(self._own)
         return canonical_json(envelope.to_dict())
@@ -143,8 +143,8 @@ class Signer:
         from securesystemslib.dsse import Envelope
 
         try:
-            envelope = Envelope.from_dict(json.loads(data))
-            statement = json.loads(envelope.payload)
+            envelope = Envelope.from_dict(parse_json(data, what))
+            statement = parse_json(envelope.payload, what)
             sound = (
                 canonical_json(envelope.to_dict()) == data and canonical_json(statement) == envelope.payload
             )
@@ -170,7 +170,7 @@ def signed_only_by(data: bytes, key_id: str | None) -> bytes:
     """A sound envelope without the signatures of any other key; None: without any."""
     from securesystemslib.dsse import Envelope
 
-    envelope = Envelope.from_dict(json.loads(data))
+    envelope = Envelope.from_dict(parse_json(data, "the envelope"))
     for other in {*envelope.signatures} - {key_id}:
         del envelope.signatures[other]
     return canonical_json(envelope.to_dict())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import ProofConfig, StoreConfig
@@ -20,6 +21,7 @@ from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.manifest import FileEntry, Manifest, scan
 from resprout.infra.store.record import Record
 from resprout.infra.store.signing import RECORD, UNSIGNED, Signer
+from resprout.infra.store.stored_json import parse_json
 from resprout.infra.store.tombstones import Tombstone
 
 THREADS = 8
@@ -181,6 +183,10 @@ class ArtifactStore:
         if data is None or sha256_hex(data) != entry.sha256:
             raise VerificationFailed(f"{self.uri(digest)}/{path} is missing or changed; `verify` says more")
         return data
+
+    def read_json(self, digest: str, path: str) -> Any:
+        """Return the value in one small JSON file of the artifact; errors as `read` has them."""
+        return parse_json(self.read(digest, path), f"{path} of artifact {digest}")
 
     def verify(self, digest: str, share: float = 1.0, draw: random.Random | None = None) -> list[str]:
         """Hash every stored byte of the artifact and return what is wrong; empty when nothing is.

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.infra.store.stored_json import DamagedJson, parse_json, safetensors_header
 from resprout.tasks.acquire import unpickle
 from resprout.tasks.acquire.choose import INDEX, Chosen
 from resprout.tasks.acquire.source import Pinned
@@ -23,6 +23,8 @@ from resprout.tasks.gguf.splits import check_split, keep_split
 from resprout.tasks.models.gguf_header import read_header, refuse_cut, refuse_part
 
 PIECE_BYTES = 1024 * 1024
+VOCABULARIES = ("tokenizer.json", "vocab.json")
+"""Large files that the tokenizer's own library reads, with a limit of its own."""
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -190,7 +192,7 @@ def _shards(files: dict[str, Path]) -> set[str] | None:
     if INDEX not in files:
         return None
     try:
-        shards = set(json.loads(files[INDEX].read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(parse_json(files[INDEX].read_bytes(), INDEX)["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BadInput(
             f"{INDEX} is no index of shards ({type(error).__name__}); fetch the model again"
@@ -200,24 +202,34 @@ def _shards(files: dict[str, Path]) -> set[str] | None:
     return shards
 
 
+def require_sound(name: str, path: Path) -> None:
+    """Raise BadInput where a JSON file of a model, or the header of its safetensors, is damaged."""
+    if name.endswith(".safetensors"):
+        require_safetensors(path)
+    elif name.endswith(".json") and name not in VOCABULARIES:
+        try:
+            parse_json(path.read_bytes(), name, finite=name == "config.json")
+        except DamagedJson as error:
+            raise BadInput(f"{error}; fetch the model again, or write the file again") from None
+
+
+def require_safetensors(path: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of its tensors; BadInput where it is not complete, or holds none."""
+    try:
+        if tensors := safetensors_header(path):
+            return tensors
+        raise DamagedJson(f"{path.name} holds no tensor")
+    except DamagedJson as error:
+        raise BadInput(f"{error}; fetch it again") from None
+
+
 def _dtype_bytes(path: Path) -> Counter[str]:
     """Bytes of each dtype by the header of a safetensors file."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        sizes: Counter[str] = Counter()
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                start, end = tensor["data_offsets"]
-                sizes[tensor["dtype"]] += end - start
-        if 8 + length + max(
-            tensor["data_offsets"][1] for k, tensor in header.items() if k != "__metadata__"
-        ) != (path.stat().st_size):
-            raise ValueError("its length is not what its header says")
-        return sizes
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path.name} is no complete safetensors file ({error}); fetch it again") from error
+    sizes = Counter[str]()
+    for tensor in require_safetensors(path).values():
+        start, end = tensor["data_offsets"]
+        sizes[tensor["dtype"]] += end - start
+    return sizes
 
 
 def _forget_places(folder: Path) -> None:
@@ -225,7 +237,7 @@ def _forget_places(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         path = folder / name
         if path.is_file():
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_bytes(), name)
             for key in (
                 "_name_or_path",
                 "name_or_path",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from resprout.infra.markdown import code, link, plain
 from resprout.infra.store.record import ArtifactRef
+from resprout.infra.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from resprout.infra.mlflow.tracking import Tracker
@@ -48,8 +48,8 @@ def log_artifact(
     def lines(path: str) -> list[bytes]:
         return store.read(ref.digest, path).split(b"\n") if path in paths else []
 
-    metrics = json.loads(store.read(ref.digest, METRICS)) if METRICS in paths else {}
-    rows = [json.loads(line) for line in lines(HISTORY) if line.strip()]
+    metrics = store.read_json(ref.digest, METRICS) if METRICS in paths else {}
+    rows = [parse_json(line, HISTORY) for line in lines(HISTORY) if line.strip()]
     history = [
         {name: value for name, value in row.items() if (name, int(row["step"])) not in shown} for row in rows
     ]

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def acknowledge(number: int, then: str) -> None:
+    """Answer a signal at once by a line on stderr: its name, and what happens `then`."""
+    # In the middle of another write the line is left out: a buffer takes one writer at a time.
+    with suppress(RuntimeError, OSError, ValueError):
+        sys.stderr.write(f"\n{signal.Signals(number).name}: {then}\n")
+        sys.stderr.flush()
 
 
 @dataclass
@@ -52,6 +61,7 @@ def deferred_termination() -> Iterator[Termination]:
     def note(number: int, frame: FrameType | None) -> None:
         if noted.number is None:
             noted.number = number
+            acknowledge(number, "this step is finished and saved, then the run ends; again: at once")
             return
         restore()
         signal.raise_signal(number)

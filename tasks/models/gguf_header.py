@@ -112,6 +112,11 @@ def gguf_shape(path: Path) -> Shape:
     layers, hidden = number("block_count"), number("embedding_length")
     heads = number("attention.head_count")
     kv_heads = number("attention.head_count_kv", heads)
+    if heads % kv_heads:
+        raise BadInput(
+            f"the header of {path.name} is damaged: {architecture}.attention.head_count {heads} is no "
+            f"multiple of {architecture}.attention.head_count_kv {kv_heads}; convert the model again"
+        )
     return Shape(
         model_type=MODEL_TYPES[architecture],
         hidden=hidden,

@@ -5,7 +5,6 @@ Imports no torch and reads no weights.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import Unit
+from resprout.infra.store.stored_json import DamagedJson, parse_json
 from resprout.tasks.models.families import FAMILIES, LAYOUT_KEY, check_family
 from resprout.tasks.models.families.family import Axes, Family, Tensors
 
@@ -404,9 +404,9 @@ def read_config(folder: Path, place: str | None = None) -> dict[str, Any]:
             "save_pretrained wrote"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{name} is not valid JSON ({error}); write the model's config again") from error
+        data = parse_json(path.read_bytes(), name, finite=True)
+    except DamagedJson as error:
+        raise BadInput(f"{error}; write the model's config again") from error
     if not isinstance(data, dict):
         raise BadInput(f"{name} holds no object but a {type(data).__name__}; write the model's config again")
     return data

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import BadInput
+from resprout.infra.store.stored_json import parse_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """One of these holds the vocabulary."""
@@ -84,7 +84,7 @@ def gguf_chat_template(metadata: Mapping[str, Any]) -> ChatTemplate | None:
 def _settings(files: Mapping[str, Path], name: str) -> dict[str, Any]:
     """A JSON file's object, empty where it is not there or holds none."""
     try:
-        found = json.loads(files[name].read_text(encoding="utf-8")) if name in files else {}
+        found = parse_json(files[name].read_bytes(), name) if name in files else {}
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import BadInput
+from resprout.infra.store.stored_json import parse_json
 from resprout.tasks.core.job import Checkpoints
 from resprout.tasks.recover.growth import Growth
 from resprout.tasks.recover.sharding import shared_like, whole
@@ -90,7 +91,7 @@ class State:
     @staticmethod
     def steps_in(folder: Path) -> int:
         """The number of steps of the training whose state is there."""
-        return int(json.loads((folder / VALUES).read_text(encoding="utf-8"))["steps"])
+        return int(parse_json((folder / VALUES).read_bytes(), VALUES)["steps"])
 
     def read(self, folder: Path) -> None:
         """Take over what `write` wrote.
@@ -101,7 +102,7 @@ class State:
         from safetensors.torch import load_file
 
         tensors = load_file(folder / TENSORS)
-        values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+        values = parse_json((folder / VALUES).read_bytes(), VALUES)
         named = {name.removeprefix(f"{WEIGHTS}.") for name in tensors if name.startswith(f"{WEIGHTS}.")}
         if named != set(self.parameters) or values["steps"] != self.steps:
             raise BadInput(
@@ -166,9 +167,7 @@ def seconds_before(checkpoints: Checkpoints | None) -> float:
     """Training time that went into the newest checkpoint; 0 where there is none."""
     with opened(checkpoints) as found:
         path = None if found is None else found / VALUES
-        return (
-            float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path and path.exists() else 0.0
-        )
+        return float(parse_json(path.read_bytes(), VALUES)["seconds"]) if path and path.exists() else 0.0
 
 
 def save(state: State, checkpoints: Checkpoints, main: bool = True) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from resprout.configs.errors import BadInput
+from resprout.infra.store.stored_json import parse_json
 from resprout.tasks.core.job import Checkpoints
 from resprout.tasks.recover.checkpoint import opened
 
@@ -51,7 +52,7 @@ class DoneParts:
             yield found
 
     def _take_over(self, before: Path, parts: int) -> None:
-        values = json.loads((before / VALUES).read_text(encoding="utf-8"))
+        values = parse_json((before / VALUES).read_bytes(), VALUES)
         if values["parts"] != parts:
             raise BadInput(
                 f"the checkpoint is of a reconstruction in {values['parts']} parts, not in {parts}; run with "

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import RecoverConfig
+from resprout.infra.store.stored_json import parse_json
 from resprout.tasks.core.job import Checkpoints, Job, Progress
 from resprout.tasks.core.termination import deferred_termination
 from resprout.tasks.data.response import head
@@ -169,7 +170,7 @@ def _keep(checkpoints: Checkpoints | None, workdir: Path, shards: list[int], sum
 
 def _taken_over(before: Path, workdir: Path) -> tuple[list[int], Tensor]:
     """The files of a checkpoint, copied; where each ends, and the sums."""
-    values = json.loads((before / checkpoint.VALUES).read_text(encoding="utf-8"))
+    values = parse_json((before / checkpoint.VALUES).read_bytes(), checkpoint.VALUES)
     for shard in range(len(values["shards"])):
         shutil.copyfile(shard_file(before, shard), shard_file(workdir, shard))
     return values["shards"], torch.tensor(values["sums"], dtype=torch.float64)

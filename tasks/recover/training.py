@@ -154,6 +154,10 @@ def fit(
     with checkpoint.opened(job.checkpoints) as found:
         if found is not None:
             training.resume(found)
+            done, steps = training.state.step, training.state.steps
+            if training.accelerator.is_main_process:
+                logger.warning("recovery goes on from step %d of %d, which a checkpoint holds", done, steps)
+            progress(done, steps, "steps")
     # Under autocast peft's own cast of each input to the adapters' float32 would be undone at once.
     cast = disable_input_dtype_casting(student, active=_precision(job) != "float32")
     with deferred_termination() as ending, cast:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
+from resprout.infra.store.stored_json import parse_json
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.termination import deferred_termination
 from resprout.tasks.data.response import collate, head, hidden_states
@@ -264,7 +265,7 @@ def _keep(
 
 
 def _taken_over(before: Path, workdir: Path, nll: NDArray[np.float64]) -> tuple[list[int], int, float]:
-    state = json.loads((before / "state.json").read_text(encoding="utf-8"))
+    state = parse_json((before / "state.json").read_bytes(), "state.json")
     for shard in range(len(state["firsts"])):
         shutil.copyfile(shard_file(before, shard), shard_file(workdir, shard))
     nll[: state["begin"]] = state["nll"]

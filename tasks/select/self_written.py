@@ -25,6 +25,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import SelectConfig
+from resprout.infra.store.stored_json import parse_json
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.termination import Termination, deferred_termination
 from resprout.tasks.data.chat import chat_texts
@@ -183,7 +184,7 @@ def _written(
     done = 0
     with nullcontext() if job.checkpoints is None else job.checkpoints.latest() as before:
         if before is not None:
-            kept = json.loads((before / STATE).read_text(encoding="utf-8"))
+            kept = parse_json((before / STATE).read_bytes(), STATE)
             done = kept["batches"]
             found = {int(one): Answer(*answer) for one, answer in kept["answers"].items()}
     saved = time.monotonic()

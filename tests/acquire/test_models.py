@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from attacks import DEEP
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ModelConfig
 from resprout.tasks.acquire.jobs import AcquireModel
@@ -204,6 +205,14 @@ class TestBadFolders:
             ),
             (lambda f: os.truncate(f / "model.safetensors", 5000), "is no complete safetensors file"),
             (lambda f: (f / "model.safetensors").write_bytes(b"{}"), "is no complete safetensors file"),
+            (
+                lambda f: (f / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]"),
+                "is no complete safetensors",
+            ),
+            (
+                lambda f: (f / "model.safetensors").write_bytes(len(DEEP).to_bytes(8, "little") + DEEP),
+                "safetensors is not valid JSON",
+            ),
             (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "is an adapter, not a model"),
         ],
     )

@@ -40,13 +40,16 @@ def end_of(block: Callable[[Termination], None]) -> BaseException:
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_a_signal_is_noted_and_raises_at_the_end_of_the_block(number: int) -> None:
+def test_a_signal_is_noted_and_raises_at_the_end_of_the_block(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     steps = []
 
     def block(ending: Termination) -> None:
         assert not ending.asked
         os.kill(os.getpid(), number)
         steps.append(ending.asked)
+        assert f"{signal.Signals(number).name}: this step is finished and saved" in capsys.readouterr().err
         steps.append("saved")
 
     with handled(number, raises):

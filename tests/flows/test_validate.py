@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from attacks import DEEP
 from tiny_run import write_run
 
 LIGHT = """
@@ -183,6 +184,25 @@ def test_a_model_that_gguf_cannot_hold_is_found_before_a_run(
     code, said = validate(f"model.source={model}", "quantize.formats=[gguf:F16]", "--offline")
     assert code == 2
     assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("model/model.safetensors", (2).to_bytes(8, "little") + b"[]", "is no complete safetensors file"),
+        ("model/config.json", b'{"model_type": NaN}', "config.json is not valid JSON"),
+        ("model/tokenizer_config.json", DEEP, "tokenizer_config.json is not valid JSON"),
+        ("home/mlflow.db", b"no database", "mlflow.db is no SQLite database"),
+    ],
+)
+def test_damaged_files_that_a_run_would_end_at(
+    name: str, data: bytes, sentence: str, ground: Path, tmp_path: Path, validate: Callable[..., Any]
+) -> None:
+    shutil.copytree(ground / "model", tmp_path / "model")
+    (tmp_path / "home").mkdir()
+    (tmp_path / name).write_bytes(data)
+    code, said = validate(f"model.source={tmp_path / 'model'}")
+    assert (code, said.count(sentence)) == (2, 1), said
 
 
 def test_more_examples_than_there_are(tmp_path: Path, validate: Callable[..., tuple[int, str]]) -> None:

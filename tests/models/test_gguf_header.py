@@ -103,6 +103,8 @@ def test_a_header_without_embeddings_or_heads_is_one_sentence(tmp_path: Path) ->
         gguf_shape(write(tmp_path / "m.gguf", embedding="blk.0.attn_q"))
     with pytest.raises(BadInput, match=r"lacks a single llama\.attention\.head_count from 1"):
         gguf_shape(write(tmp_path / "m.gguf", heads=0))
+    with pytest.raises(BadInput, match=r"head_count 5 is no multiple of .*head_count_kv 2"):
+        gguf_shape(write(tmp_path / "m.gguf", heads=5))
     with pytest.raises(BadInput, match=r"lacks a single llama\.block_count from 1 to 10,000"):
         gguf_shape(write(tmp_path / "m.gguf", layers=10**8))
 

@@ -131,6 +131,7 @@ def test_widths_that_are_no_numbers(changes, says):
         (b"{", "is not valid JSON"),
         (b"\xff{}", "is not valid JSON"),
         (b"[" * 100_000, "is not valid JSON"),
+        (b'{"rms_norm_eps": NaN}', "is not valid JSON"),
         (b"[]", "holds no object but a list"),
         (b"null", "holds no object but a NoneType"),
         (None, "has no config.json"),

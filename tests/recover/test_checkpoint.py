@@ -58,7 +58,7 @@ def train(tmp_path: Path, models_folder: Path, write_selection: Write) -> Callab
 )  # fmt: skip
 def test_it_goes_on_to_the_same_bytes(
     method: str, optimizer: str, ranks: str, dtype: str,
-    train: Callable[..., dict[str, bytes]], tmp_path: Path,
+    train: Callable[..., dict[str, bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """Killed behind steps 3 and 7 of ten, with dropout, which draws: all files are the undisturbed ones."""
     given = {"method": method, "optimizer": optimizer, "dtype": dtype, "lora": {"ranks": ranks}}
@@ -68,7 +68,10 @@ def test_it_goes_on_to_the_same_bytes(
         with pytest.raises(Killed):
             train(kept, killed_at(step), **given)
     assert kept.steps == [1, 2, 3, 4, 5, 6]
-    assert train(kept, **given) == whole
+    shown = list[tuple[int, int, str]]()
+    assert train(kept, lambda *place: shown.append(place), **given) == whole
+    assert shown[0] == (6, 10, "steps")
+    assert "recovery goes on from step 6 of 10" in caplog.text
     history = [json.loads(line) for line in whole["history.jsonl"].splitlines()]
     assert [entry["step"] for entry in history] == list(range(1, 11))
 

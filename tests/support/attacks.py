@@ -13,6 +13,9 @@ from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 
+DEEP = b"[" * 200_000
+"""JSON nested deeper than the stack of a parser that calls itself."""
+
 
 @dataclass
 class Forger:

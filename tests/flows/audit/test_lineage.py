@@ -21,7 +21,7 @@ from resprout.flows.audit import descendants, export, render
 from resprout.flows.audit.export import envelope_of
 from resprout.flows.audit.lineage import Lineage, lineage_of, read_results
 from resprout.flows.audit.render import page
-from resprout.flows.workspace import Workspace
+from resprout.flows.workspace import Workspace, named
 from resprout.infra.lineage import tree
 from resprout.infra.provenance.statement import provenance_key, provenance_problems, write_provenance
 from resprout.infra.store.signing import UNSIGNED, Signer
@@ -69,6 +69,9 @@ def text_of(shown: Any) -> str:
 def test_every_reference_to_the_export_leads_to_the_report_and_back(known: tuple[Workspace, Writer]) -> None:
     here, writer = known
     digest, record = writer.made["export"]
+    # A registered model alone is its newest version, and what names nothing stays as it is.
+    assert {named(here, one) for one in ("small", "models:/small")} == {"models:/small/1"}
+    assert (named(here, digest), named(here, "smal")) == (digest, "smal")
     references = ("models:/small@candidate", "models:/small/1", digest, record, run_of(here, "small"))
     for reference in (*references, *writer.made["report"]):
         story = lineage_of(here, reference)

@@ -105,7 +105,13 @@ def test_plan_says_why_a_stage_is_not_cached(
     found = why("recover.rank=3")
     assert found["recover"] == ["recover.rank 2 -> 3"]
     assert found["evaluate recovered"] == ["after recover"]
-    assert why(home=tmp_path / "home")["acquire model"] == ["it never ran here"]
+    assert why(home=tmp_path / "home")["acquire model"] == ["new"]
+    # A run on another model is no precedent that would explain anything, though it tells of times.
+    other = shutil.copytree(finished.config.parent / "model", tmp_path / "other")
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    (other / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    found = why(f"model.source={other}", "recover.rank=3")
+    assert {tuple(reasons) for reasons in found.values()} == {(), ("new",)}
 
 
 def test_the_first_line_sums_up_and_nothing_is_wider_than_a_page(
@@ -126,6 +132,7 @@ def test_the_first_line_sums_up_and_nothing_is_wider_than_a_page(
         assert one["memory_bytes"] == took[one["name"]]["peak_memory_bytes"], one
     first = " ".join(shown.out.split("\n\n")[0].split())
     assert re.fullmatch(
+        r"[\d,]+ parameters, \d+\.\d MB of weights -> [\d,]+, \d+\.\d MB \(x0\.\d\d\) "
         rf"{found['found']} of {len(found['stages'])} stages found, 5 would run, "
         r"(about (\d+ min )?\d+ s|a few seconds), at most \d+\.\d GB of memory, \d+\.\d MB of disk, "
         r"\d+\.\d\d at 1800\.00 an hour",
@@ -135,7 +142,7 @@ def test_the_first_line_sums_up_and_nothing_is_wider_than_a_page(
     assert max(map(len, lines)) <= 100
     assert any(re.match(r"recover +would run .* recover\.rank 2 -> 3", line) for line in lines), shown.out
     nothing = resprout("plan", finished.config, "--price", "1800", home=finished.home).out
-    assert nothing.startswith(f"all {len(found['stages'])} stages found, nothing would run\n")
+    assert nothing.splitlines()[1] == f"all {len(found['stages'])} stages found, nothing would run"
 
 
 def test_no_price_is_named_where_no_time_is_known(

@@ -66,7 +66,9 @@ def test_a_stage_that_was_found_names_the_run_that_made_it(
 def test_the_first_run_had_no_earlier_record(second: Any, resprout: Callable[..., Any]) -> None:
     shown = resprout("why", "models:/tiny-pruned@candidate", "recover", home=second[0])
     assert shown.code == 0, shown.err
-    assert "no earlier record of this stage is in the store" in shown.out
+    assert "no earlier record of this stage is in the store: this was its first run there" in shown.out
+    # A registered model alone is its newest version.
+    assert resprout("why", "tiny-pruned", "recover", home=second[0]).out == shown.out
 
 
 @pytest.mark.parametrize(

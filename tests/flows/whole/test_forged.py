@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from attacks import Forger, brought_back, kept
+from attacks import DEEP, Forger, brought_back, kept
 from resprout.configs.errors import ResproutError, VerificationFailed
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verification import examine, examine_all
@@ -131,6 +131,18 @@ def test_a_pipe_where_a_file_belongs_holds_nobody_up(
     assert done is not None, "verify waits for somebody at the other end of the pipe"
     assert done.code == 4, done.err
     assert path.name in done.err
+
+
+@pytest.mark.parametrize("at", ["exports", "manifests", "records", "registry", "results", "seals", "config"])
+def test_json_deeper_than_any_stack(home: Path, at: str) -> None:
+    found = (home / "store").glob(f"{at}/**/*")
+    if at == "config":
+        found = export_folder(home).glob("hf/config.json")
+    path = next(one for one in sorted(found) if one.is_file())
+    path.chmod(0o644)
+    path.write_bytes(DEEP)
+    for problems in (looked(home), looked(home, everything=True)):
+        assert is_found(problems, path.stem), problems
 
 
 @pytest.mark.parametrize("at", ["record", "records", "registry", "seals", "manifests"])

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr
 
+from attacks import DEEP
 from proxy import proxy
 from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.configs.infrastructure import ProofConfig, StoreConfig
@@ -117,6 +118,30 @@ def test_damaged_bytes_fall_back_to_the_one_before(
     # The next one is of an earlier step than the damaged one, which goes.
     kept.save(fill(tmp_path / "state", 150), 150)
     assert (step_of(kept), names(store)) == (150, [100, 150])
+
+
+@pytest.mark.parametrize("name", ["place.json", "state/weights.safetensors", "manifest"])
+def test_json_deeper_than_any_stack_falls_back_to_the_one_before(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Planted by somebody who can write the store, with a manifest that fits it."""
+    store = ArtifactStore.from_config(StoreConfig(uri=str(tmp_path / "store")), tmp_path / "home")
+    kept = of(store)
+    kept.save(fill(tmp_path / "state", 100), 100)
+    folder = fill(tmp_path / "state", 200)
+    if name == "manifest":
+        kept.save(folder, 200)
+        (key,) = (one for one in store.driver.list(f"checkpoints/{KEY}/000000000200-") if one.count("/") == 2)
+        store.driver.put_bytes(key, DEEP)
+    else:
+        header = b"" if name.endswith(".json") else len(DEEP).to_bytes(8, "little")
+        (folder / name).write_bytes(header + DEEP)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "_require_plain", lambda folder: None)
+            kept.save(folder, 200)
+    assert step_of(of(store)) == 100
+    assert "000000000200" in caplog.text
+    assert "is not used" in caplog.text
 
 
 def test_a_missing_or_added_file_is_damage(store: ArtifactStore, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""JSON that comes from a disk or a store, where anybody may have written it: sound, or one kind of error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from resprout.configs.errors import VerificationFailed
+
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file, by its format."""
+
+
+class DamagedJson(VerificationFailed, ValueError):
+    """Bytes are no JSON, are not UTF-8, or are nested deeper than anything that resprout writes."""
+
+
+def parse_json(data: bytes | str, what: str, *, finite: bool = False) -> Any:
+    """Return the value in `data`; DamagedJson, which names `what`, where there is none to read.
+
+    The parser of pydantic nests at most 200 levels, so deep input ends here and not at the limit of the
+    stack. With `finite`, NaN and infinities, which are not JSON, are refused.
+    """
+    try:
+        return from_json(data, allow_inf_nan=not finite)
+    except ValueError as error:
+        raise DamagedJson(f"{what} is not valid JSON ({error})") from None
+
+
+def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what a safetensors file says of each tensor, by name, its metadata left out.
+
+    Raises:
+        DamagedJson: it is no complete safetensors file.
+    """
+    with path.open("rb") as file:
+        size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise DamagedJson(f"{path.name} is no complete safetensors file: it ends in its header")
+        header = parse_json(file.read(length), f"the header of {path.name}")
+    fault = f"{path.name} is no complete safetensors file"
+    try:
+        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+        places = [(str(one["dtype"]), *map(int, one["data_offsets"])) for one in tensors.values()]
+        end = max((end for _, _, end in places), default=0)
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        raise DamagedJson(f"{fault}: its header lists no tensors ({type(error).__name__})") from None
+    if 8 + length + end != size:
+        raise DamagedJson(f"{fault}: its length is not what its header says")
+    return tensors
