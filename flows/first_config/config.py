@@ -81,7 +81,7 @@ def draft(
     seen = look_at_model(source, here, allow_pickle)
     dtype, why_dtype = _dtype(seen, goal)
     file = _file(seen)
-    asked = of_file(goal, seen.gguf_type, seen.bytes, seen.shape) if file and goal is not None else goal
+    asked = goal if goal is None or not file else of_file(goal, seen.gguf_type or "", seen.bytes, seen.shape)
     pruning = choose_pruning(seen.shape, asked, dtype)
     rows: list[Found] = []
     found: texts.Texts | None

@@ -43,10 +43,13 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     fault = f"{path.name} is no complete safetensors file"
     try:
         tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        places = [(str(one["dtype"]), *map(int, one["data_offsets"])) for one in tensors.values()]
-        end = max((end for _, _, end in places), default=0)
+        ends = [0]
+        for one in tensors.values():
+            one["dtype"].upper()
+            _, end = map(int, one["data_offsets"])
+            ends.append(end)
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise DamagedJson(f"{fault}: its header lists no tensors ({type(error).__name__})") from None
-    if 8 + length + end != size:
+    if 8 + length + max(ends) != size:
         raise DamagedJson(f"{fault}: its length is not what its header says")
     return tensors

@@ -55,10 +55,10 @@ def comparison(
         _row("MB of weights (export dtype)", models, "bytes", lambda value: f"{value / 1e6:,.1f}", dense),
     ]
     if source_bytes:
-        cells = [f"{source_bytes / 1e6:,.1f} ({source_format})", *[NONE] * (len(names) - 1)]
+        sizes = [f"{source_bytes / 1e6:,.1f} ({source_format})", *[NONE] * (len(names) - 1)]
         if ships is not None and len(names) > 1:
-            cells[-1] = f"{ships.bytes / 1e6:,.1f} ({ships.format}, x{ships.ratio:.2f})"
-        rows.append(Row("MB of the file", tuple(cells)))
+            sizes[-1] = f"{ships.bytes / 1e6:,.1f} ({ships.format}, x{ships.ratio:.2f})"
+        rows.append(Row("MB of the file", tuple(sizes)))
     if any("zeros_share" in metrics for metrics in models.values()):
         rows.append(_row("zeros, share of parameters", models, "zeros_share", lambda value: f"{value:.3f}"))
     every = sorted({name for metrics in models.values() for name in metrics})
