@@ -41,6 +41,7 @@ ORCHESTRATION = {
     "resprout.configs.infrastructure:StoreConfig": "reaches a bucket; what is fetched is pinned by hash",
     "resprout.infra.identity:install_command": "says how an extra that is missing is installed",
     "resprout.infra.store.filesystem:disk_errors": "puts a full disk into words",
+    "resprout.infra.store.stored_json": "refuses damaged JSON; what passes is what json reads",
     "resprout.infra.store.filesystem:private_folder": "makes and removes scratch folders",
 }
 """Modules and definitions that are not followed, each with the reason."""

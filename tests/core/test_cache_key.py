@@ -49,8 +49,8 @@ PRUNING = f"prune models configs.presets {DATA}"
 USUAL = f"core data {PRUNING}"
 SERVED = "evaluate data models gguf llama_cpp packed compressed_tensors torchao onnx_runtime"
 ROOMS = {
-    "acquire_model": f"acquire models {DATA} configs.presets infra.licences infra.store.filesystem",
-    "acquire_file": f"acquire models {DATA} infra.licences infra.store.filesystem",
+    "acquire_model": f"acquire gguf models {DATA} configs.presets infra.licences infra.store.filesystem",
+    "acquire_file": f"acquire gguf models {DATA} infra.licences infra.store.filesystem",
     "acquire_rows": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "acquire_text": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "acquire_task": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
