@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -432,7 +433,7 @@ def test_what_cannot_be_used_is_one_sentence(
     ):
         (ground / name).mkdir(exist_ok=True)
         (ground / name / "config.json").write_text(config)
-        (ground / name / "model.safetensors").write_bytes(b"")
+        shutil.copy(ground / "llama" / "model.safetensors", ground / name)
     (ground / "bert" / "tokenizer.json").write_text("{}")
     for name, content in (("empty.jsonl", ""), ("short.txt", "w4 w5"), ("blank.jsonl", '{"text": ""}\n'),
                           ("broken.jsonl", "{"), ("text.unknown", "w4")):  # fmt: skip

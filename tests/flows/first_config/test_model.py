@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter, LlamaFileType
 from mlflow import MlflowClient
+from safetensors.numpy import save_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import StoreConfig
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_without_reading_its_weights(folder: Path, tmp_path: Path) -> None:
-    (folder / WEIGHTS).write_bytes(b"no weights at all")
+    save_file({"other": np.zeros(1)}, folder / WEIGHTS)
     found = look_at_model("tiny", Context(tmp_path / "home", tmp_path))
     assert found.shape is not None
     assert (found.name, found.licence, found.shape.layers, found.chat) == ("tiny", "mit", 2, None)
