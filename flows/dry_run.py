@@ -17,7 +17,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
 from resprout.flows.history import FOUND, ROWS, Estimate, History, Work, peaks, scales, total, volume
-from resprout.flows.inputs import SOURCE, Sources
+from resprout.flows.inputs import SOURCE, Sources, context, model_files
 from resprout.flows.nearest_record import Nearest, nearest
 from resprout.flows.stages import Artifacts, Step, Steps, job_of
 from resprout.infra.environment import prepare
@@ -25,19 +25,26 @@ from resprout.infra.licences import check_licences
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.acquire.model import quantisation
+from resprout.tasks.acquire.source import Wanted, locate
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.stage import StepId
 from resprout.tasks.evaluate.task_files import trusted_code
 from resprout.tasks.export.format import own_classes
+from resprout.tasks.gguf.types import bytes_per_weight, gguf_bytes
+from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.rounds import average_params, predicted_loss, schedule_of, target_at
 from resprout.tasks.prune.target import implied_shape, request, warnings_for
 from resprout.tasks.quantize.format import misfits
+from resprout.tasks.quantize.names import judged
 
 MOST_DIFFERENCES = 3
 """Differences from the nearest record that are named."""
 HOUR = 3600.0
+WEIGHTS = (".gguf", ".safetensors", ".bin")
+"""Endings of files of weights."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +251,7 @@ def forecast(loaded: Loaded, price: float | None = None) -> dict[str, Any]:
     }
     if sources.shape is not None:
         found |= _sizes(loaded, sources.shape)
+        found["file"] = _file(loaded, sources.shape)
         found["placement"] = _placement(config, sources.shape)
         found["journey"] = training_law(config, sources.shape, artifacts, store)
     if (plan := artifacts.named("plan")) is not None:
@@ -266,6 +274,34 @@ def _sizes(loaded: Loaded, dense: Shape) -> dict[str, Any]:
             *misfits(config.quantize.formats if config.quantize is not None else (), cut or dense),
         ],
     }
+
+
+def _file(loaded: Loaded, dense: Shape) -> dict[str, Any] | None:
+    """Bytes and formats of the file that came in and of the one that ships, as far as headers tell.
+
+    None where the source is elsewhere, where widths depend on scores, and for formats of other programs.
+    """
+    config = loaded.config
+    source = config.model.source
+    place, (_, cut) = locate(source, context(loaded)), rounds_of(config, dense)
+    if place is None or cut is None:
+        return None
+    files = model_files(source, place, Wanted("model")).values()
+    weights = [path for path in files if path.suffix in WEIGHTS]
+    came, ships = sum(path.stat().st_size for path in weights), judged(config.public())
+    gguf = next((path for path in weights if path.suffix == ".gguf"), None)
+    form = f"gguf:{quantisation(read_header(gguf)[0])}" if gguf is not None else "safetensors"
+    size: float
+    if ships is None:
+        ships, size = (config.export.formats or ("hf",))[0], cut.sizes(config.model.dtype).bytes
+    elif ships == form:
+        # Tokenizer and embedding stay as they are.
+        size = came - (dense.params - cut.params) * bytes_per_weight(ships.partition(":")[2])
+    elif ships.startswith("gguf:"):
+        size = gguf_bytes(ships.partition(":")[2], cut.params, cut.embedding_params)
+    else:
+        return None
+    return {"source_format": form, "source_bytes": came, "format": ships, "bytes": round(size)}
 
 
 def _placement(config: RunConfig, dense: Shape) -> dict[str, Any] | None:

@@ -75,7 +75,15 @@ def _sizes(found: dict[str, Any]) -> list[str]:
     if pruned is None:
         return [f"{before} -> at most {found['requested_params']:,} parameters"]
     share = pruned["params"] / dense["params"]
-    return [f"{before} -> {pruned['params']:,}, {pruned['bytes'] / 1e6:,.1f} MB (x{share:.2f})"]
+    lines = [f"{before} -> {pruned['params']:,}, {pruned['bytes'] / 1e6:,.1f} MB (x{share:.2f})"]
+    if (file := found.get("file")) is not None:
+        came, ships = file["source_bytes"], file["bytes"]
+        larger = ", larger than what came in" if ships > came else ""
+        lines.append(
+            f"file: {came / 1e6:,.1f} MB ({file['source_format']}) -> about {ships / 1e6:,.1f} MB "
+            f"({file['format']}, x{ships / came:.2f}){larger}"
+        )
+    return lines
 
 
 def _stages(stages: list[dict[str, Any]]) -> Table:

@@ -49,6 +49,7 @@ EMBEDDINGS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4
 """Types of the embedding and the output matrix that a name can give, by ggml's names."""
 SMALLER_EMBEDDING = "Q5_0"
 """What `smaller` takes first from a file of few bits, whose embedding llama.cpp holds in Q6_K or Q8_0."""
+LARGER_EMBEDDING = "Q8_0"
 FEW_BITS = 5.5
 
 
@@ -109,12 +110,20 @@ def _bits(kind: GgufType) -> float:
     return int(digits) + (0.5 if kind.name.endswith(("_1", "_M", "_L", "_K")) else 0.0)
 
 
+def gguf_bytes(name: str, params: int, embedding_params: int) -> float:
+    """Return about how many bytes a file of this type has, without its vocabulary."""
+    file = file_type(name)
+    embedding = file.embedding or (file.kind.name if file.kind in PLAIN else LARGER_EMBEDDING)
+    layers = (params - embedding_params) * bytes_per_weight(file.kind.name)
+    return layers + embedding_params * bytes_per_weight(embedding)
+
+
 def bytes_per_weight(name: str) -> float:
     """Return the bytes that a weight takes in most matrices of a file of this type: 0.625 in Q4_1."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    parts = name.split("_")
+    parts = name.partition(":")[0].split("_")
     # A file of type Q4_K_M or IQ3_M holds most matrices in Q4_K and IQ3_S.
-    block = "_".join(parts[:2]) if "K" in parts else name.replace("IQ3_M", "IQ3_S")
+    block = "_".join(parts[:2]) if "K" in parts else "_".join(parts).replace("IQ3_M", "IQ3_S")
     weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[block]]
     return size / weights

@@ -133,6 +133,7 @@ def test_the_first_line_sums_up_and_nothing_is_wider_than_a_page(
     first = " ".join(shown.out.split("\n\n")[0].split())
     assert re.fullmatch(
         r"[\d,]+ parameters, \d+\.\d MB of weights -> [\d,]+, \d+\.\d MB \(x0\.\d\d\) "
+        r"file: \d+\.\d MB \(safetensors\) -> about \d+\.\d MB \(hf, x\d\.\d\d\) "
         rf"{found['found']} of {len(found['stages'])} stages found, 5 would run, "
         r"(about (\d+ min )?\d+ s|a few seconds), at most \d+\.\d GB of memory, \d+\.\d MB of disk, "
         r"\d+\.\d\d at 1800\.00 an hour",
@@ -142,7 +143,7 @@ def test_the_first_line_sums_up_and_nothing_is_wider_than_a_page(
     assert max(map(len, lines)) <= 100
     assert any(re.match(r"recover +would run .* recover\.rank 2 -> 3", line) for line in lines), shown.out
     nothing = resprout("plan", finished.config, "--price", "1800", home=finished.home).out
-    assert nothing.splitlines()[1] == f"all {len(found['stages'])} stages found, nothing would run"
+    assert nothing.splitlines()[2] == f"all {len(found['stages'])} stages found, nothing would run"
 
 
 def test_no_price_is_named_where_no_time_is_known(
