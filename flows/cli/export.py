@@ -102,7 +102,6 @@ def _export(
         raise BadInput(
             f"--format {form} alone would only fill the store; give --to FOLDER or --push hf://..."
         )
-    typer.echo(f"looking up {reference}", err=True)
     workspace = open_workspace(config, reference)
     run = recorded_run(workspace, named(workspace, reference))
     there, failed = made_by(run, workspace.store), failed_bounds(run, workspace.store)

@@ -43,13 +43,14 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     fault = f"{path.name} is no complete safetensors file"
     try:
         tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        ends = [0]
+        end = 0
         for one in tensors.values():
-            one["dtype"].upper()
-            _, end = map(int, one["data_offsets"])
-            ends.append(end)
+            if not isinstance(one["dtype"], str):
+                raise TypeError("a dtype is no text")
+            _, last = map(int, one["data_offsets"])
+            end = max(end, last)
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise DamagedJson(f"{fault}: its header lists no tensors ({type(error).__name__})") from None
-    if 8 + length + max(ends) != size:
+    if 8 + length + end != size:
         raise DamagedJson(f"{fault}: its length is not what its header says")
     return tensors
