@@ -41,7 +41,7 @@ from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.evaluate.task_files import trusted_code
 from resprout.tasks.export.format import folder_name
 from resprout.tasks.measure.ratio import metrics_of, ratio_in
-from resprout.tasks.quantize.names import DENSE, file_of
+from resprout.tasks.quantize.names import DENSE, file_of, judged
 from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.files import against_fewer_bits, bias
 from resprout.tasks.report.lost import lost_of
@@ -50,6 +50,7 @@ from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.selection import answers_sentence, cluster_sentences, selection_sentence
 from resprout.tasks.report.shipped import shipped
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, in_order, measured_how, report
+from resprout.tasks.report.table import summary_metrics
 from resprout.tasks.select.comparison import FILE as COMPARISON
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,16 @@ class Conclusion:
             if stage.metrics and (made := self.artifacts.named(stage.gives)) is not None:
                 metrics = self.read(made, "metrics.json")
                 flat |= {name: metrics[name] for name in stage.metrics if name in metrics}
+        # MLflow's page lists metrics as they came in, so those that matter come before all others.
+        self.run.tracker.log(self.run.mlflow_run_id, metrics=self.headlines())
         self.run.tracker.log(self.run.mlflow_run_id, metrics=flat)
+
+    def headlines(self) -> dict[str, float]:
+        """What a run comes to, in ten metrics of the model or file that its verdict is about."""
+        made = {**self.result.made_models(), **self.result.files}
+        about = judged(self.loaded.config.public())
+        final = made[about if about in made else list(self.result.made_models())[-1]]
+        return summary_metrics(made[DENSE].metrics, final.metrics, self.session.source_bytes)
 
     def recovery(self) -> list[str]:
         """Sentences on rungs of a ladder that were skipped, and on the loss of longer training."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from resprout.tasks.evaluate.paired import CUT, change_in
+from resprout.tasks.evaluate.paired import CUT, MEAN, change_in
 from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
 from resprout.tasks.report.shipped import Shipped
 
@@ -177,3 +177,26 @@ def _helped(pruned: Metrics, recovered: Metrics) -> str:
 def _listed(changes: Mapping[str, str]) -> str:
     """Perplexity before KL."""
     return " and ".join(changes[kind] for kind in sorted(changes, reverse=True))
+
+
+def summary_metrics(dense: Metrics, final: Metrics, source_bytes: float | None) -> dict[str, float]:
+    """Return at most ten metrics of what a run ships under names that MLflow groups, summary/...
+
+    Ratios are to the dense model, that of the file to the file that came in.
+    """
+    quality = perplexity_of(dense)
+    divergence = next((name for name in sorted(final) if "_kl_to_dense" in name and name not in dense), None)
+    speed = next((name for name in speeds_of(final) if ratio_in(final, name) is not None), None)
+    found: dict[str, float | None] = {
+        "file_mb": final["bytes"] / 1e6,
+        "file_ratio": final["bytes"] / source_bytes if source_bytes else None,
+        "params": final["params"],
+        "params_ratio": final["params"] / dense["params"],
+        "perplexity": final.get(quality),
+        "perplexity_ratio": final[quality] / dense[quality] if quality in final else None,
+        "kl_to_dense_nats": final[divergence] if divergence else None,
+        "accuracy": final.get(MEAN),
+        "accuracy_kept": final[MEAN] / dense[MEAN] if MEAN in final and dense.get(MEAN) else None,
+        "speed_ratio": ratio.median if speed and (ratio := ratio_in(final, speed)) is not None else None,
+    }
+    return {f"summary/{name}": float(value) for name, value in found.items() if value is not None}

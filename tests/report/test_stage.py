@@ -11,16 +11,40 @@ import pytest
 from markdown_it import MarkdownIt
 
 from resprout.tasks.core.job import Job, silent
+from resprout.tasks.evaluate.paired import MEAN
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.stage import asked, kept_widths, measured_how, model_name, report
-from resprout.tasks.report.table import comparison, recovery_sentence
+from resprout.tasks.report.table import comparison, recovery_sentence, summary_metrics
 from tiny_report import DENSE, JOB, PRUNED, RECOVERED, SETTINGS, write_inputs
 
 
 def cells(label: str, source: int | None = 1_000_000) -> tuple[str, ...]:
     rows = comparison({"dense": DENSE, "pruned": PRUNED, "recovered": RECOVERED}, source, "gguf:Q4_1")
     return {row.label: row.cells for row in rows}[label]
+
+
+def test_ten_metrics_sum_a_run_up() -> None:
+    dense = {"bytes": 200.0, "params": 100.0, "w_ppl_seq8": 20.0, MEAN: 0.5}
+    ratio = {"decode4_tokens_per_s_ratio": 1.3, "decode4_tokens_per_s_ratio_low": 1.2}
+    speed = {"decode4_tokens_per_s": 13.0, **ratio, "decode4_tokens_per_s_ratio_high": 1.4}
+    final = {"bytes": 80e6, "params": 80.0, "w_ppl_seq8": 25.0, "w_kl_to_dense_seq8": 0.2, MEAN: 0.4, **speed}
+    assert summary_metrics(dense, final, 100e6) == {
+        "summary/file_mb": 80.0,
+        "summary/file_ratio": 0.8,
+        "summary/params": 80.0,
+        "summary/params_ratio": 0.8,
+        "summary/perplexity": 25.0,
+        "summary/perplexity_ratio": 1.25,
+        "summary/kl_to_dense_nats": 0.2,
+        "summary/accuracy": 0.4,
+        "summary/accuracy_kept": 0.8,
+        "summary/speed_ratio": 1.3,
+    }
+    bare = {"bytes": 1.0, "params": 1.0, "w_ppl_seq8": 2.0}
+    assert summary_metrics(bare, bare, None).keys() == {
+        f"summary/{name}" for name in ("file_mb", "params", "params_ratio", "perplexity", "perplexity_ratio")
+    }
 
 
 def test_the_table_shows_values_and_their_ratio_to_dense() -> None:

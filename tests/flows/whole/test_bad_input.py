@@ -193,7 +193,7 @@ def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
         pytest.param(
             other_family, "'bloom' is not supported; supported are .*llama, .*to add", id="unsupported family"
         ),
-        pytest.param(cut_weights, "no complete safetensors file .*fetch it again", id="truncated weights"),
+        pytest.param(cut_weights, "no complete safetensors file: .*fetch it again", id="truncated weights"),
         pytest.param(
             always("prune.target.params_ratio=0.1"), r"reaches \d+ .* at best; raise the target", id="target"
         ),
