@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.core.methods import Entry, Registry
-from resprout.tasks.models.tokenizer_files import chat_template
+from resprout.tasks.gguf.types import FILE as GGUF
+from resprout.tasks.models.gguf_header import read_header
+from resprout.tasks.models.tokenizer_files import chat_template, gguf_chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,7 +114,9 @@ def usage(name: str, folder: str, chat: bool) -> list[str]:
 
 
 def chats(folder: Path) -> bool:
-    """Return whether the export in `folder` has a chat template, by its tokenizer's files."""
+    """Return whether the export in `folder` has a chat template, in its GGUF file or beside its weights."""
+    if (file := folder / GGUF).is_file():
+        return gguf_chat_template(read_header(file)[0]) is not None
     return chat_template({path.name: path for path in folder.iterdir() if path.is_file()}) is not None
 
 

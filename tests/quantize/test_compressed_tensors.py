@@ -226,7 +226,7 @@ def test_the_dense_model_is_compared_in_the_same_type_and_fewer_bits() -> None:
     names = ("compressed-tensors:W8A16", "compressed-tensors:W4A16-G64", "gguf:Q8_0")
     assert baselines(names, ["quantized"]) == [
         "compressed-tensors:W8A16", "compressed-tensors:W4A16-G32", "compressed-tensors:W4A16-G64",
-        "gguf:Q8_0", "gguf:Q6_K", "gguf:Q5_K_M",
+        "gguf:Q8_0", "gguf:Q6_K", "gguf:Q5_K_M", "gguf:Q5_K_M:Q5_0",
     ]  # fmt: skip
 
 

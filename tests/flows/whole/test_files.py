@@ -113,7 +113,7 @@ def _found_again(folder: Path, resprout: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"quantize": {"formats": ["gguf:Q4_K_N"]}}, "'Q4_K_N' is no type of GGUF file"),
+        ({"quantize": {"formats": ["gguf:Q4_K_N"]}}, "'Q4_K_N' is not a type of a GGUF file"),
         ({"quantize": {"formats": ["gguff:Q4_0"]}}, "unknown quantised format 'gguff'; did you mean 'gguf'"),
         ({"gate": {"of": "gguf:Q4_0", "max_kl_nats": 1.0}}, "gate.of is gguf:Q4_0, which quantize.formats"),
         ({"compare": {"baselines": ["quantized"]}}, "compare is about files of few bits, but quantize"),
@@ -123,7 +123,7 @@ def _found_again(folder: Path, resprout: Callable[..., Any]) -> None:
         ),
         (
             {"quantize": {"formats": ["gguf:Q8_0"]}, "compare": {"baselines": ["gguf:Q9"]}},
-            "'Q9' is no type of GGUF file",
+            "'Q9' is not a type of a GGUF file",
         ),
         (
             {"export": {**config()["export"], "formats": ["gguf:Q8_0"]}},
