@@ -142,6 +142,25 @@ class ExportResult(Plain):
     """Mean KL(model || file) on the prompts, of formats of few bits."""
 
 
+class ShippedResult(Plain):
+    """The file that ships beside the one that came in, in bytes of weights."""
+
+    format: str
+    bytes: float
+    source_format: str
+    source_bytes: float
+
+
+class VerdictResult(Plain):
+    """The verdict on a run, as the report begins with it."""
+
+    sentence: str
+    judgement: str
+    """Whether it is worth it, which ends the sentence."""
+    tone: str
+    """good, bad or even."""
+
+
 class RegisteredResult(Plain):
     """The model version."""
 
@@ -199,6 +218,8 @@ class RunResult(Plain):
     """Assisted generation with the last model as draft: acceptance rate and speeds; empty without `draft`."""
     gate: GateResult | None = None
     exports: list[ExportResult] = []
+    ships: ShippedResult | None = None
+    verdict: VerdictResult | None = None
     registered: RegisteredResult | None = None
     pushed: PushResult | None = None
     sealed: bool = False

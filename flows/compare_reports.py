@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.result import VerdictResult
 from resprout.configs.sweep import SweepResult
-from resprout.flows.past_runs import past_run
+from resprout.flows.past_runs import shipped_run
 from resprout.flows.workspace import RUN_ID, Workspace
 from resprout.infra.mlflow.tracking import REPORT_RECORD
 from resprout.tasks.core.mlflow_log import flat
 from resprout.tasks.quantize.names import DENSE
 from resprout.tasks.report.compare import Comparison, comparison_page
-from resprout.tasks.report.past_run import PastRun
+from resprout.tasks.report.past_run import PastRun, as_shipped
+from resprout.tasks.report.verdict import VERDICT
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -38,7 +40,7 @@ def compare_references(workspace: Workspace, references: Sequence[str]) -> str:
     runs = []
     for reference in references:
         run = run_of(workspace, reference)
-        found = past_run(run, _config(workspace, run))
+        found = shipped_run(run, _config(workspace, run), _verdict(workspace, run))
         if found is None:
             raise BadInput(
                 f"{reference} has no scores of a dense and a pruned model; give a version or a run that "
@@ -57,20 +59,33 @@ def compare_variants(result: SweepResult, base: str) -> Comparison:
         if DENSE not in made or len(made) < 2:
             left_out[variant.name] = variant.result.message or variant.result.status
             continue
-        last = list(made)[-1]
+        metrics = {name: one.metrics for name, one in made.items()}
+        files = {name: one.metrics for name, one in variant.result.files.items()}
         gate = variant.result.gate
         runs.append(
             PastRun(
                 name=variant.name,
                 method=variant.result.method or "",
                 gate="none" if gate is None or not gate.checks else "passed" if gate.passed else "failed",
-                models={name: made[name].metrics for name in (DENSE, last)},
+                models=as_shipped(metrics, files, variant.result.ships),
                 config=variant.settings,
             )
         )
     return comparison_page(
         f"Sweep {result.name}", f"{len(result.variants)} variants of {base}", runs, left_out
     )
+
+
+def _verdict(workspace: Workspace, run: Run) -> VerdictResult | None:
+    """The verdict of the run's report; None where that is gone, or of a release that wrote none."""
+    identity = run.data.tags.get(REPORT_RECORD)
+    if identity is None or not workspace.store.has_record(identity):
+        return None
+    try:
+        found = workspace.store.read_json(workspace.store.get_record(identity).content, VERDICT)
+    except ResproutError:
+        return None
+    return VerdictResult.model_validate(found)
 
 
 def _config(workspace: Workspace, run: Run) -> dict[str, Any]:

@@ -12,7 +12,15 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from resprout.configs.load import Loaded
-from resprout.configs.result import ExportResult, GateResult, LossResult, ModelResult, RunResult, SpeedResult
+from resprout.configs.result import (
+    ExportResult,
+    GateResult,
+    LossResult,
+    ModelResult,
+    RunResult,
+    SpeedResult,
+    VerdictResult,
+)
 from resprout.configs.schema import PushConfig, RegisterConfig
 from resprout.flows.formats import formats_in
 from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, describe_run, describe_version
@@ -27,6 +35,8 @@ from resprout.infra import identity
 from resprout.infra.lineage import tree
 from resprout.infra.markdown import NOTE
 from resprout.infra.mlflow.logged_model import ModelPage
+from resprout.infra.mlflow.tracking import MAX_TAG_CHARS, SHIPS
+from resprout.infra.mlflow.tracking import VERDICT as VERDICT_TAG
 from resprout.infra.provenance.ledger import Registrar
 from resprout.infra.provenance.seal import write_seal
 from resprout.infra.provenance.statement import write_provenance
@@ -51,6 +61,7 @@ from resprout.tasks.report.selection import answers_sentence, cluster_sentences,
 from resprout.tasks.report.shipped import shipped
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, in_order, measured_how, report
 from resprout.tasks.report.table import summary_metrics
+from resprout.tasks.report.verdict import VERDICT
 from resprout.tasks.select.comparison import FILE as COMPARISON
 
 logger = logging.getLogger(__name__)
@@ -198,6 +209,10 @@ class Conclusion:
         source = self.read(self.artifacts.of("source"), "source.json")
         self.session.source_bytes = source["source_bytes"]
         self.session.source_format = source["source_format"]
+        # A search can end a run before anything is exported.
+        exported = self.artifacts.named("export")
+        rows = self.read(exported, "exports.json") if exported is not None else []
+        self.session.ships = self.result.ships = shipped(self.loaded.config.public(), rows, source)
         self.result.against_fewer_bits = self.fewer_bits(self.session.source_format)
         flat = {f"{name}.{key}": value for name, one in found.items() for key, value in one.metrics.items()}
         for stage in STAGES:
@@ -213,7 +228,7 @@ class Conclusion:
         made = {**self.result.made_models(), **self.result.files}
         about = judged(self.loaded.config.public())
         final = made[about if about in made else list(self.result.made_models())[-1]]
-        return summary_metrics(made[DENSE].metrics, final.metrics, self.session.source_bytes)
+        return summary_metrics(made[DENSE].metrics, final.metrics, self.session.ships)
 
     def recovery(self) -> list[str]:
         """Sentences on rungs of a ladder that were skipped, and on the loss of longer training."""
@@ -255,8 +270,6 @@ class Conclusion:
         """The exported formats into the result, and their weights among those that are known again."""
         exported = self.artifacts.of("export")
         rows = self.read(exported, "exports.json")
-        origin = self.read(self.artifacts.of("source"), "source.json")
-        self.session.ships = shipped(self.loaded.config.public(), rows, origin)
         exports.note(self.run.store, exported.digest)
         self.result.exports = [
             ExportResult(
@@ -291,12 +304,19 @@ class Conclusion:
         """The report as an artifact, in MLflow, and where a person finds it."""
         run = self.run
         reported, settings = self.make_report({})
+        self.result.verdict = VerdictResult.model_validate(self.read(reported, VERDICT))
+        ships = {SHIPS: self.result.ships.format} if self.result.ships is not None else {}
         with run.store.open(reported.digest) as folder:
             run.tracker.log_folder(run.mlflow_run_id, folder, "report")
             self.result.report = str(place_report(folder, self.loaded, settings))
         run.tracker.log(
             run.mlflow_run_id,
-            tags={"resprout.report": reported.digest, "resprout.report_record": reported.record},
+            tags={
+                "resprout.report": reported.digest,
+                "resprout.report_record": reported.record,
+                VERDICT_TAG: self.result.verdict.sentence[:MAX_TAG_CHARS],
+                **ships,
+            },
         )
         return reported
 

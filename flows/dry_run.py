@@ -197,16 +197,19 @@ class Outlook:
 def summary(plans: Iterable[StagePlan], price: float | None) -> dict[str, Any]:
     """How many stages are found and would run, and what they take together; what runs share counts once.
 
-    Seconds are None where one of them is not known; `money` is their price, at `price` an hour.
+    Seconds are None where one of them is not known, and `seconds_known` are those of the others; `money` is
+    their price, at `price` an hour.
     """
     once = {one.forecast.key: one for one in plans}.values()
     to_run = [one for one in once if not one.forecast.cached]
     seconds = [one.estimate.seconds for one in to_run]
-    took = None if None in seconds else round(sum(filter(None, seconds)), 1)
+    known = round(sum(filter(None, seconds)), 1)
+    took = None if None in seconds else known
     return {
         "found": len(once) - len(to_run),
         "would_run": len(to_run),
         "seconds": took,
+        "seconds_known": known,
         "unknown": [one.forecast.step.label for one in to_run if one.estimate.seconds is None],
         "memory_bytes": max((one.estimate.memory_bytes or 0 for one in to_run), default=0),
         "disk_bytes": sum(one.estimate.disk_bytes or 0 for one in to_run),

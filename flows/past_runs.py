@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from resprout.configs.result import ShippedResult, VerdictResult
 from resprout.flows.stages import models
-from resprout.infra.mlflow.tracking import GATE, Tracker
-from resprout.tasks.quantize.names import DENSE
-from resprout.tasks.report.past_run import PastRun
-from resprout.tasks.report.table import perplexity_of
+from resprout.infra.mlflow.tracking import GATE, SHIPS, Tracker
+from resprout.tasks.quantize.names import DENSE, SOURCE_FILE
+from resprout.tasks.report.past_run import PastRun, as_shipped
+from resprout.tasks.report.table import FILE_MB, FILE_RATIO, perplexity_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -34,6 +35,20 @@ def past_run(run: Run, config: Mapping[str, Any] | None = None) -> PastRun | Non
         models=kept,
         config=dict(config or {}),
     )
+
+
+def shipped_run(run: Run, config: Mapping[str, Any], verdict: VerdictResult | None) -> PastRun | None:
+    """A run of MLflow with what it shipped as its last model; None where it has no scores."""
+    found, metrics, format_ = past_run(run, config), run.data.metrics, run.data.tags.get(SHIPS)
+    if found is None or format_ is None or not {FILE_MB, FILE_RATIO} <= metrics.keys():
+        return found
+    named = (format_, SOURCE_FILE, f"{DENSE} {format_}")
+    files = {name: one for name in named if (one := _of_model(metrics, name))}
+    size = 1e6 * metrics[FILE_MB]
+    ships = ShippedResult(
+        format=format_, bytes=size, source_format="", source_bytes=size / metrics[FILE_RATIO]
+    )
+    return found.model_copy(update={"models": as_shipped(found.models, files, ships), "verdict": verdict})
 
 
 def earlier_runs(

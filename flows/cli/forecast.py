@@ -32,6 +32,8 @@ def sentence(found: Mapping[str, Any], before: str = "") -> str:
     if found["seconds"] is not None:
         long = found["seconds"] >= FEW
         takes.append(f"about {duration(found['seconds'])}" if long else "a few seconds")
+    elif found["seconds_known"] >= FEW:
+        takes.append(f"at least {duration(found['seconds_known'])}")
     if found["memory_bytes"]:
         takes.append(f"at most {size(found['memory_bytes'])} of memory")
     if found["disk_bytes"]:
@@ -48,7 +50,8 @@ def _unknown(found: Mapping[str, Any]) -> str:
     first, *rest = found["unknown"]
     more = f" and {len(rest)} more" if rest else ""
     price = " and price" if found["price_per_hour"] is not None else ""
-    return f"; time{price} not known: no run here tells of {first}{more} yet"
+    known = "of the rest " if found["seconds_known"] >= FEW else ""
+    return f"; time{price} {known}not known: no run here tells of {first}{more} yet"
 
 
 def duration(seconds: float | None) -> str:

@@ -11,6 +11,7 @@ from resprout.tasks.report.charts import Chart, Point, scatter
 from resprout.tasks.report.figures import INTERVAL, PLACED, trade_axes, trade_point
 from resprout.tasks.report.pages import render
 from resprout.tasks.report.past_run import PastRun
+from resprout.tasks.report.shipped import AS_LARGE
 from resprout.tasks.report.table import accuracy_cell, perplexity_of, ratio_cell, speeds_of
 from resprout.tasks.report.verdict import RULE, verdict
 
@@ -29,8 +30,9 @@ def comparison_page(
 ) -> Comparison:
     """The page called `title`, with a line `over` it; `left_out` are runs without scores, each with why.
 
-    Runs are numbered from 1 in their order. Those whose dense model has another perplexity than the first
-    run's were judged on another model or text: they are in the table, not in the pictures.
+    A run has the verdict of its report, else one without a look at fewer bits. Runs are numbered from 1 in
+    their order. Those whose dense model has another perplexity than the first run's were judged on another
+    model or text: they are in the table, not in the pictures.
     """
     quality = perplexity_of(runs[0].dense) if runs else ""
     alike = [one.dense.get(quality) == runs[0].dense[quality] and quality in one.last for one in runs]
@@ -50,7 +52,7 @@ def comparison_page(
                     "run": run,
                     "cells": cells(run),
                     "alike": fits,
-                    "verdict": verdict(run.models, _gate(run)),
+                    "verdict": run.verdict or verdict(run.models, _gate(run), larger=_is_larger(run)).result,
                 }
                 for (number, run), fits in zip(numbered, alike, strict=True)
             ],
@@ -131,6 +133,10 @@ def _shown(config: Mapping[str, Any], name: str) -> str:
         return NONE
     value = config[name]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _is_larger(run: PastRun) -> bool:
+    return run.last["bytes"] > AS_LARGE * run.dense["bytes"]
 
 
 def _gate(run: PastRun) -> GateResult | None:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from resprout.configs.result import ShippedResult
 from resprout.tasks.quantize.names import TRANSFORMERS, judged, program_of
 
 AS_LARGE = 1.01
 """Files count as equally large up to this ratio of their bytes."""
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """The file that a run ships and the one that came in, in bytes of weights."""
-
-    format: str
-    bytes: float
-    source_format: str
-    source_bytes: float
+class Shipped(ShippedResult):
+    """The file that a run ships beside the one that came in, and what is to be said of them."""
 
     @property
     def ratio(self) -> float:
@@ -58,4 +52,9 @@ def shipped(
     name = name if name in whole else next(iter(whole), None)
     if name is None or not origin.get("source_bytes"):
         return None
-    return Shipped(name, whole[name], origin.get("source_format", "unknown"), origin["source_bytes"])
+    return Shipped(
+        format=name,
+        bytes=whole[name],
+        source_format=origin.get("source_format", "unknown"),
+        source_bytes=origin["source_bytes"],
+    )

@@ -51,7 +51,7 @@ from resprout.tasks.report.selection import (
 )
 from resprout.tasks.report.shipped import shipped
 from resprout.tasks.report.table import Metrics, comparison, recovery_sentence
-from resprout.tasks.report.verdict import RULE, verdict
+from resprout.tasks.report.verdict import RULE, VERDICT, verdict
 
 RELATIVE = "relative sources begin at the folder of the config that was run"
 TRAINING = re.compile(r"recovery(?:_(\d+))?$")
@@ -102,6 +102,7 @@ def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, pr
     facts = gather(job.config, inputs, job.digests)
     for template in ("report.html", "report.md", "summary.md"):
         (workdir / template).write_text(render(template, facts), encoding="utf-8")
+    (workdir / VERDICT).write_text(facts["verdict"].result.model_dump_json(), encoding="utf-8")
     # For MLflow's page, which shows pictures among a run's files.
     for chart in facts["figures"]["results"]:
         (workdir / chart.file_name).write_text(chart.file, encoding="utf-8")

@@ -179,7 +179,11 @@ def _listed(changes: Mapping[str, str]) -> str:
     return " and ".join(changes[kind] for kind in sorted(changes, reverse=True))
 
 
-def summary_metrics(dense: Metrics, final: Metrics, source_bytes: float | None) -> dict[str, float]:
+SUMMARY = "summary/"
+FILE_MB, FILE_RATIO = f"{SUMMARY}file_mb", f"{SUMMARY}file_ratio"
+
+
+def summary_metrics(dense: Metrics, final: Metrics, ships: Shipped | None) -> dict[str, float]:
     """Return at most ten metrics of what a run ships under names that MLflow groups, summary/...
 
     Ratios are to the dense model, that of the file to the file that came in.
@@ -188,8 +192,8 @@ def summary_metrics(dense: Metrics, final: Metrics, source_bytes: float | None) 
     divergence = next((name for name in sorted(final) if "_kl_to_dense" in name and name not in dense), None)
     speed = next((name for name in speeds_of(final) if ratio_in(final, name) is not None), None)
     found: dict[str, float | None] = {
-        "file_mb": final["bytes"] / 1e6,
-        "file_ratio": final["bytes"] / source_bytes if source_bytes else None,
+        "file_mb": ships.bytes / 1e6 if ships is not None else final["bytes"] / 1e6,
+        "file_ratio": ships.ratio if ships is not None else None,
         "params": final["params"],
         "params_ratio": final["params"] / dense["params"],
         "perplexity": final.get(quality),
@@ -199,4 +203,4 @@ def summary_metrics(dense: Metrics, final: Metrics, source_bytes: float | None) 
         "accuracy_kept": final[MEAN] / dense[MEAN] if MEAN in final and dense.get(MEAN) else None,
         "speed_ratio": ratio.median if speed and (ratio := ratio_in(final, speed)) is not None else None,
     }
-    return {f"summary/{name}": float(value) for name, value in found.items() if value is not None}
+    return {f"{SUMMARY}{name}": float(value) for name, value in found.items() if value is not None}

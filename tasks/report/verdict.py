@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from resprout.configs.result import GateResult
+from resprout.configs.result import GateResult, VerdictResult
 from resprout.tasks.measure.ratio import COVERAGE, Ratio, ratio_in
 from resprout.tasks.report.files import FewerBits
 from resprout.tasks.report.table import Metrics, perplexity_of, speeds_of
@@ -19,6 +19,8 @@ RULE = (
     "perplexity, nor is a file that is larger than the one that came in. A gate that is not passed decides "
     "alone."
 )
+VERDICT = "verdict.json"
+"""The file of a report that holds its verdict without the numbers."""
 GOOD, BAD, EVEN = "good", "bad", "even"
 
 
@@ -49,6 +51,11 @@ class Verdict:
     def text(self) -> str:
         """The whole sentence."""
         return f"{self.sentence}: {self.judgement}."
+
+    @property
+    def result(self) -> VerdictResult:
+        """Return it without its numbers."""
+        return VerdictResult(sentence=self.text, judgement=self.judgement, tone=self.tone)
 
 
 @dataclass(frozen=True)

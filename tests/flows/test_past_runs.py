@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from resprout.flows.past_runs import earlier_runs, past_run
+from resprout.configs.result import VerdictResult
+from resprout.flows.past_runs import earlier_runs, past_run, shipped_run
 
 DENSE = {"params": 10.0, "bytes": 40.0, "w_ppl_seq8": 20.0}
 
@@ -47,6 +48,22 @@ def test_runs_that_compare_newest_first_and_each_result_once() -> None:
     assert (first.method, first.gate, first.made) == ("flap", "passed", "1970-01-04")
     assert list(first.models) == ["dense", "recovered"]
     assert first.last == {"params": 8.0, "bytes": 20.0, "w_ppl_seq8": 33.0}
+
+
+def test_a_run_is_compared_as_what_it_shipped() -> None:
+    one = run("a", 1, 30.0, 25.0, **{"resprout.ships": "gguf:Q4_0"})
+    one.data.metrics |= {"summary/file_mb": 20e-6, "summary/file_ratio": 0.8, "gguf:Q4_0.w_ppl_seq8": 26.0}
+    said = VerdictResult(sentence="s", judgement="j", tone="even")
+    found = shipped_run(one, {"seed": 1}, said)
+    assert found is not None
+    assert found.models == {
+        "dense": {**DENSE, "bytes": pytest.approx(25.0)},
+        "gguf:Q4_0": {"w_ppl_seq8": 26.0, "bytes": pytest.approx(20.0)},
+    }
+    assert (found.verdict, found.config) == (said, {"seed": 1})
+    before = shipped_run(run("of a release before", 1, 30.0, 25.0), {}, None)
+    assert before is not None
+    assert before.last["bytes"] == 30.0
 
 
 def test_a_name_with_an_apostrophe_is_asked_for_in_other_quotes() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from resprout.configs.result import ShippedResult, VerdictResult
 from resprout.tasks.report.compare import comparison_page, differences, front
-from resprout.tasks.report.past_run import PastRun
+from resprout.tasks.report.past_run import PastRun, as_shipped
 
 DENSE = {"params": 200.0, "bytes": 4e6, "w_ppl_seq8": 20.0, "decode8_tokens_per_s": 10.0}
 
@@ -55,6 +56,30 @@ def test_a_run_on_another_text_is_in_the_table_and_not_in_the_pictures() -> None
     assert "another model or text" in page
     assert ">2</text>" not in page
     assert ">1</text>" in page
+
+
+def test_what_ships_is_compared_by_its_file_and_its_verdict_is_that_of_the_report() -> None:
+    dense, pruned = run("one", 3e6, 30.0).models.values()
+    file = {**pruned, "w_ppl_seq8": 31.0, "decode8_tokens_per_s": 70.0}
+    files = {"gguf:Q4_0": file, "source file": {"w_ppl_seq8": 20.1, "decode8_tokens_per_s": 60.0}}
+    models = {"dense": dense, "pruned": pruned}
+    ships = ShippedResult(format="gguf:Q4_0", bytes=2e6, source_format="gguf:Q4_1", source_bytes=1e6)
+    found = as_shipped(models, files, ships)
+    assert list(found) == ["dense", "gguf:Q4_0"]
+    assert found["dense"] == {**DENSE, "bytes": 1e6, "decode8_tokens_per_s": 60.0}
+    assert found["gguf:Q4_0"] == {**file, "bytes": 2e6}
+    assert as_shipped(models, {}, ships) == {
+        "dense": {**DENSE, "bytes": 1e6},
+        "pruned": {**pruned, "bytes": 2e6},
+    }
+    assert as_shipped(models, files, None) == models
+    assert "decode8_tokens_per_s" not in as_shipped(models, {"gguf:Q4_0": file}, ships)["dense"]
+    page = comparison_page("One", "", [PastRun(name="one", models=found)]).text
+    assert "2.0 (x2.00)" in page
+    assert "the file is larger than the one that came in" in page
+    said = VerdictResult(sentence="It is: so.", judgement="as the report has it", tone="good")
+    page = comparison_page("One", "", [PastRun(name="one", models=found, verdict=said)]).text
+    assert '<strong class="good">as the report has it</strong>' in page
 
 
 def test_settings_that_differ_and_those_alone() -> None:

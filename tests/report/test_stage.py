@@ -14,6 +14,7 @@ from resprout.tasks.core.job import Job, silent
 from resprout.tasks.evaluate.paired import MEAN
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report.past_run import PastRun
+from resprout.tasks.report.shipped import Shipped
 from resprout.tasks.report.stage import asked, kept_widths, measured_how, model_name, report
 from resprout.tasks.report.table import comparison, recovery_sentence, summary_metrics
 from tiny_report import DENSE, JOB, PRUNED, RECOVERED, SETTINGS, write_inputs
@@ -29,7 +30,8 @@ def test_ten_metrics_sum_a_run_up() -> None:
     ratio = {"decode4_tokens_per_s_ratio": 1.3, "decode4_tokens_per_s_ratio_low": 1.2}
     speed = {"decode4_tokens_per_s": 13.0, **ratio, "decode4_tokens_per_s_ratio_high": 1.4}
     final = {"bytes": 80e6, "params": 80.0, "w_ppl_seq8": 25.0, "w_kl_to_dense_seq8": 0.2, MEAN: 0.4, **speed}
-    assert summary_metrics(dense, final, 100e6) == {
+    ships = Shipped(format="gguf:Q4_0", bytes=80e6, source_format="gguf:Q4_1", source_bytes=100e6)
+    assert summary_metrics(dense, final, ships) == {
         "summary/file_mb": 80.0,
         "summary/file_ratio": 0.8,
         "summary/params": 80.0,

@@ -13,6 +13,7 @@ import pytest
 
 from commands import finish
 from resprout.configs.infrastructure import StoreConfig
+from resprout.flows.cli.forecast import sentence
 from resprout.flows.history import Estimate, History, Work
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Parent, Record
@@ -163,6 +164,19 @@ def test_rows_that_were_never_seen_are_not_predicted_by_others(
     assert seconds["select"] is seconds["pool"] is None
     assert seconds["prune"] == 0, "found in the cache"
     assert "select" in found["unknown"]
+    assert found["seconds"] is None
+    assert found["seconds_known"] == pytest.approx(sum(filter(None, seconds.values())), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("known", "takes"), [(380.4, ", at least 6 min 20 s; time of the rest"), (4.0, "; time")]
+)
+def test_stages_of_unknown_time_leave_a_lower_bound(known: float, takes: str) -> None:
+    none = dict.fromkeys(("seconds", "money", "price_per_hour"))
+    found = {"found": 3, "would_run": 6, "seconds_known": known, "memory_bytes": 0, "disk_bytes": 0, **none}
+    assert sentence({**found, "unknown": ["select", "recover"]}) == (
+        f"3 of 9 stages found, 6 would run{takes} not known: no run here tells of select and 1 more yet"
+    )
 
 
 def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> None:

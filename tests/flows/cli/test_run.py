@@ -444,7 +444,7 @@ def test_the_report_of_a_version_is_written(
     )
     assert found.code == 0, found.err
     assert {file.name for file in (tmp_path / "r").iterdir()} == {
-        "report.html", "report.md", "summary.md", "config.yaml", "accuracy_by_task.svg",
+        "report.html", "report.md", "summary.md", "verdict.json", "config.yaml", "accuracy_by_task.svg",
         "quality_against_size.svg", "quality_against_speed.svg", "flips.jsonl",
     }  # fmt: skip
 
@@ -459,6 +459,9 @@ def test_several_runs_are_compared_on_one_page(
     page = (tmp_path / "r" / "comparison.html").read_text()
     assert "2 runs compared" in page
     assert page.count("flap (uniform widths)") == 2
+    assert page.count(found_verdict := finished.result["verdict"]["judgement"]) >= 2, found_verdict
+    weights = finished.result["ships"]["bytes"] / finished.result["ships"]["source_bytes"]
+    assert page.count(f"(x{weights:.2f})") >= 2
     assert "All settings are the same." in page
     stage = next(one for one in mlflow_of(finished.home).search_runs(
         [mlflow_of(finished.home).get_run(references[1]).info.experiment_id],
