@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
@@ -33,7 +32,6 @@ class TerminalDisplay:
         self.bars = Progress(
             TextColumn("{task.description:<22}"),
             BarColumn(),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[what]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
@@ -46,11 +44,12 @@ class TerminalDisplay:
         self.bars.start()
         for old in list(self.bars.task_ids):
             self.bars.remove_task(old)
-        bar, left = self.bars.add_task(label, total=None, what="", left=""), TimeLeft()
+        bar, left = self.bars.add_task(label, total=None, what="starting", left=""), TimeLeft()
 
         def update(done: int, total: int, what: str) -> None:
             shown = words(left(done, total))
-            self.bars.update(bar, completed=done, total=total, what=what, left=shown)
+            count = f"{done}/{total} {what}"
+            self.bars.update(bar, completed=done, total=total, what=count, left=shown)
 
         return update
 

@@ -110,9 +110,11 @@ def test_lines_and_bars_show_it(at_once: None, caplog: pytest.LogCaptureFixture)
     assert caplog.records[-1].__dict__["seconds_left"] == 0
     bars = TerminalDisplay(Console(file=io.StringIO(), force_terminal=True, width=120))
     update = bars.started("recover")
+    assert bars.bars.tasks[0].fields["what"] == "starting", "a model may load before the first step"
     update(1, 100, "steps")
     update(2, 100, "steps")
-    assert bars.bars.tasks[0].fields["left"] == "about 0 s left"
+    (drawn,) = bars.bars.tasks
+    assert (drawn.fields["what"], drawn.fields["left"]) == ("2/100 steps", "about 0 s left")
     bars.bars.stop()
 
 

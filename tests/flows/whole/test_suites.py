@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ def write(root: Path, suite: dict[str, Any] = SUITE, **changes: Any) -> Path:
 def test_what_was_lost_is_known_item_by_item(resprout: Callable[..., Any], tmp_path: Path) -> None:
     bounds = {"choosing": 0.9, "writing": {"relative": 0.9}, "own": {"margin": 0.9}}
     path = write(tmp_path, gate={"max_drop": bounds}, prune={**HALF})
-    done = resprout("run", path, "--json", home=tmp_path / "home")
+    trusted = tmp_path / "suites" / "written.yaml"
+    function = "lm_eval:afrixnli/direct/prompt_2/utils.doc_to_target"
+    trusted.write_text(yaml.safe_dump({**WRITTEN, "doc_to_target": function}))
+    home, trust = tmp_path / "home", "evaluate.trust_task_code=true"
+    done = resprout("run", path, trust, "--json", home=home)
     assert done.code == 0, done.err
     dense, pruned = done.result["models"]["dense"], done.result["models"]["pruned"]
     assert dense["losses"] == {}
@@ -95,8 +100,24 @@ def test_what_was_lost_is_known_item_by_item(resprout: Callable[..., Any], tmp_p
     }
     assert "What was lost, item by item" in (reports / "report.html").read_text()
 
+    # Code that a task names is named wherever somebody decides whether to trust the run.
+    code = f"written.yaml (sha256 {sha256(trusted.read_bytes()).hexdigest()}) is trusted: doc_to_target"
+    (planned,) = resprout("plan", path, trust, "--json", home=home).result["trusted_code"]
+    assert f"{code}: {function}" in planned
+    assert code in (reports / "report.html").read_text()
+    digest = next(one["artifact"]["digest"] for one in done.result["stages"] if one["name"] == "report")
+    assert code in resprout("lineage", digest, "--config", path, home=home).out
+    again = resprout("reproduce", digest, "--config", path, "--into", tmp_path / "a", home=home)
+    assert again.code == 2
+    assert "trusted Python code that its evaluation tasks name" in again.err
+
     failed = resprout(
-        "run", path, "gate={max_drop: {own: {margin: 0.001}}}", "--json", home=tmp_path / "home"
+        "run",
+        path,
+        "evaluate.trust_task_code=true",
+        "gate={max_drop: {own: {margin: 0.001}}}",
+        "--json",
+        home=tmp_path / "home",
     )
     assert failed.code == 3
     assert "max_drop.own" in failed.result["message"]
