@@ -326,7 +326,8 @@ def test_mlflow_holds_the_whole_run(finished: Any) -> None:
     }
     nested = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     by_name = {one.info.run_name: one for one in nested}
-    assert set(by_name) == set(STAGES)
+    assert set(by_name) == {*STAGES, "system metrics"}
+    assert not any(name.startswith("system/") for name in run.data.metrics)
     for stage in finished.result["stages"]:
         assert by_name[stage["name"]].data.tags["resprout.digest"] == stage["artifact"]["digest"]
     loss = client.get_metric_history(by_name["recover"].info.run_id, "loss")
