@@ -70,7 +70,7 @@ class State:
             full = whole(each.detach())
             if main:
                 kept[name] = full.cpu().contiguous()
-        generators = _of_all({GENERATOR: torch.get_rng_state()} | self._cuda_generator())
+        generators = _of_all(self.generators())
         if not main:
             return
         save_file(kept | generators, folder / TENSORS)
@@ -130,14 +130,23 @@ class State:
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])
         own = f".{_rank()}" if _rank() else ""
-        torch.set_rng_state(tensors[GENERATOR + own])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(tensors[CUDA_GENERATOR + own])
+        names = (GENERATOR, CUDA_GENERATOR)
+        self.draw_from({name: tensors[name + own] for name in names if name + own in tensors})
         if self.growth is not None:
             self.growth.take(values["growth"])
         self.step, self.seconds = values["step"], values["seconds"]
         self.micro_batch_tokens = values["micro_batch_tokens"]
         self.entries, self.looks = values["entries"], values["looks"]
+
+    def generators(self) -> dict[str, Tensor]:
+        """The states of this process's random number generators."""
+        return {GENERATOR: torch.get_rng_state()} | self._cuda_generator()
+
+    def draw_from(self, generators: Mapping[str, Tensor]) -> None:
+        """Go on drawing from these states."""
+        torch.set_rng_state(generators[GENERATOR])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(generators[CUDA_GENERATOR])
 
     @torch.no_grad()
     def put(self, values: Mapping[str, Tensor]) -> None:

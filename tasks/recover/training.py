@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +64,10 @@ class Step(NamedTuple):
     data: TrainingData
     examples: Sequence[int]
     weight: float | None = None
+
+
+class GivenUp(Exception):
+    """A signal came within a step or a look, which is done anew when training goes on."""
 
 
 class PartDone(Exception):
@@ -239,6 +243,7 @@ class Training:
         budget = job.config.budget
         self.seconds = None if budget is None else budget.limit_seconds
         self.looked_at = self._when()
+        self.ending = Termination()
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint of this training."""
@@ -247,21 +252,37 @@ class Training:
         self.state.read(folder)
 
     def run(self, progress: Progress, ending: Termination) -> None:
-        """Train up to the last step, until the held-out slice says that it is enough, or until a signal."""
+        """Train up to the last step, until the held-out slice says that it is enough, or until a signal.
+
+        A step or a look that a signal falls into is given up between two micro-batches, and the state behind
+        the step before is kept. Several processes finish the step.
+        """
         state, started = self.state, time.monotonic() - self.state.seconds
-        if not state.micro_batch_tokens:
-            state.micro_batch_tokens = self._micro_batch()
-            if self.seconds is not None:
-                self._plan(self._steps_in(self.seconds))
-        if not state.looks and self.data.held_out:
-            state.looks.append(self._look())
+        self.ending = ending
+        with suppress(GivenUp):
+            if not state.micro_batch_tokens:
+                state.micro_batch_tokens = self._micro_batch()
+                if self.seconds is not None:
+                    self._plan(self._steps_in(self.seconds))
+            if not state.looks and self.data.held_out:
+                state.looks.append(self._look())
+            if state.entries and state.step in self.looked_at and "held_out" not in state.entries[-1]:
+                self._look_behind(state.entries[-1])
         saved = began = time.monotonic()
         tokens, planned, planned_at = 0.0, saved, state.step
         [ends] = self.agreed(ending.asked)
         while state.step < state.steps and not ends:
+            drawn = state.generators()
             try:
                 entry = self._train(self.data.steps[state.step])
                 self._require_learning(entry)
+            except GivenUp:
+                self.optimizer.zero_grad()
+                state.draw_from(drawn)
+                ends = True
+                if state.step:
+                    self._save()
+                break
             except Exploded as error:
                 if not self._went_back():
                     raise
@@ -279,8 +300,8 @@ class Training:
                 self._plan_again(self.seconds, (now - planned) / (state.step - planned_at))
                 planned, planned_at = now, state.step
             if state.step in self.looked_at:
-                entry["held_out"] = self._look()
-                state.looks.append(entry["held_out"])
+                with suppress(GivenUp):
+                    self._look_behind(entry)
             tokens += entry["tokens"]
             self._show(entry, tokens / (time.monotonic() - began))
             progress(state.step, state.steps, "steps")
@@ -288,7 +309,7 @@ class Training:
                 break
             due = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
             due, ends = self.agreed(due, ending.asked)
-            if (due or ends) and state.step < state.steps:
+            if ends or (due and state.step < state.steps):
                 self._save()
                 saved = time.monotonic()
         if ends and not ending.asked:
@@ -304,6 +325,15 @@ class Training:
             )  # fmt: skip
         if state.growth is not None:
             state.growth.finish()
+
+    def _look_behind(self, entry: dict[str, float]) -> None:
+        entry["held_out"] = self._look()
+        self.state.looks.append(entry["held_out"])
+
+    def _give_up_if_asked(self) -> None:
+        # Several processes would have to agree on it.
+        if self.ending.asked and self.accelerator.num_processes == 1:
+            raise GivenUp
 
     def _plan(self, steps: int) -> None:
         """Train for so many steps instead."""
@@ -432,9 +462,11 @@ class Training:
         summed, places = None, 0
         parts = list(self._parts(step.data, step.examples))
         for number, (batch, counts) in enumerate(parts):
+            self._give_up_if_asked()
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.module):
                 found = self.module(batch) if counts else 0.0 * self.module(batch)
+                self._give_up_if_asked()
                 # Gradients are averaged over processes, and the loss is a sum over them.
                 self.accelerator.backward(
                     self.learner.loss(found, targets, step.weight).total * self.accelerator.num_processes
@@ -449,6 +481,7 @@ class Training:
         lengths, accelerator = data.rows.lengths, self.accelerator
         parts = layouts(lengths, examples, self.state.micro_batch_tokens, self.pack_to)
         for layout, counts in dealt(parts, lengths, accelerator.process_index, accelerator.num_processes):
+            self._give_up_if_asked()
             yield self._batch(data, layout), counts
 
     def _batch(self, data: TrainingData, layout: Layout) -> Batch:

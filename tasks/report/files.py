@@ -41,6 +41,8 @@ class FewerBits:
     rival: str | None = None
     worse: Ratio = EVEN
     faster: Ratio | None = None
+    nats: tuple[float, float] | None = None
+    """KL to the dense model, of the pruned file and of its rival."""
 
     @property
     def lost(self) -> bool:
@@ -55,11 +57,19 @@ class FewerBits:
         speed = "" if self.faster is None else f"; it writes {_times(self.faster)} as fast"
         if self.faster is not None and not self.faster.different:
             speed = "; both write equally fast, as far as this machine can tell"
-        behind = f"{self.rival}, the dense model's best file that is no larger{speed}."
+        behind = f"{self.rival}, the dense model's best file that is no larger{speed}{self._other_way}."
         if not self.worse.different:
             return f"Too close to call at this size: {self.file} is no different in perplexity from {behind}"
         winner = "Fewer bits win" if self.lost else "Pruning wins"
         return f"{winner} at this size: {self.file} has {_times(self.worse)} the perplexity of {behind}"
+
+    @property
+    def _other_way(self) -> str:
+        """A clause on divergence where it does not go the way of perplexity."""
+        if self.nats is None or self.nats[0] == self.nats[1] or (self.nats[0] > self.nats[1]) == self.lost:
+            return ""
+        far = "further from" if self.nats[0] > self.nats[1] else "nearer to"
+        return f"; it lies {far} the dense model (KL {self.nats[0]:.4f} nats for {self.nats[1]:.4f})"
 
 
 def _times(ratio: Ratio) -> str:
@@ -88,7 +98,11 @@ def against_fewer_bits(
         rival = min(fitting, key=lambda one: files[one][quality])
         faster = _ratios(timed.get(rival, {}), timed.get(name, {}))
         writing = next((ratio for run, ratio in faster.items() if run.startswith(DECODE)), None)
-        found.append(FewerBits(name, rival, perplexity_ratio(windows[rival], windows[name]), writing))
+        worse = perplexity_ratio(windows[rival], windows[name])
+        divergence = next((one for one in files[name] if "_kl_to_dense" in one), "")
+        known = divergence in files[name] and divergence in files[rival]
+        nats = (files[name][divergence], files[rival][divergence]) if known else None
+        found.append(FewerBits(name, rival, worse, writing, nats))
     return found
 
 

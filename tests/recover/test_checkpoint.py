@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from resprout.tasks.core.job import Job, Progress, silent
 from resprout.tasks.recover import training
 from resprout.tasks.recover.checkpoint import seconds_before
 from resprout.tasks.recover.ladder import climb, read, rungs
+from resprout.tasks.recover.learner import Learner
 from resprout.tasks.recover.stage import recover
 from seeds import seed_of
 
@@ -99,6 +100,54 @@ def test_it_goes_on_to_the_same_bytes_from_twenty_random_steps(
         # A signal that can be caught lets the step be kept first.
         assert (kept.steps or [0])[-1] == (step if number == signal.SIGTERM else step - 1)
     assert train(kept, epochs=3) == whole
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, also where the caller ignores SIGINT."""
+    was = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, was)
+
+
+@pytest.mark.parametrize("ranks", ["uniform", "increlora"])
+def test_a_signal_within_a_step_or_a_look_gives_it_up(
+    ranks: str, train: Callable[..., dict[str, bytes]], interrupts: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Interrupted at every seventh forward pass, looks among them: the files are the undisturbed ones."""
+    given = {"lora": {"ranks": ranks}, "checkpoint_minutes": 1000}
+    whole = train(None, **given)
+    forward, calls = Learner.forward, 0
+
+    def counting(learner: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 7 == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(learner, batch)
+
+    monkeypatch.setattr(Learner, "forward", counting)
+    kept, found, interrupted = Kept(tmp_path / "kept"), None, 0
+    while found is None:
+        try:
+            found = train(kept, **given)
+        except KeyboardInterrupt:
+            interrupted += 1
+            assert calls == 7 * interrupted, "nothing is computed behind the signal"
+    assert found == whole
+    assert interrupted > 3
+    assert kept.steps == sorted(set(kept.steps)), "each time it came further"
+
+
+def test_a_signal_in_the_last_step_loses_nothing(
+    train: Callable[..., dict[str, bytes]], interrupts: None, tmp_path: Path
+) -> None:
+    whole, kept = train(None), Kept(tmp_path / "kept")
+    with pytest.raises(KeyboardInterrupt):
+        train(kept, signalled_at(10, signal.SIGTERM), checkpoint_minutes=1000)
+    assert kept.steps == [10]
+    assert train(kept) == whole
 
 
 def signalled_at(step: int, number: int) -> Progress:

@@ -51,6 +51,11 @@ def test_pruning_wins_where_its_file_is_the_better_one() -> None:
     assert not found.lost
     assert found.sentence.startswith("Pruning wins at this size: gguf:Q4_0 has x0.96")
     assert "writes" not in found.sentence, "speeds were not measured"
+    further = {**FILES, OURS: {**metrics(88, 23), "w_kl_to_dense_seq8": 0.25}}
+    (found,) = against_fewer_bits(further, better, {})
+    assert found.sentence.endswith(
+        "file that is no larger; it lies further from the dense model (KL 0.2500 nats for 0.1000)."
+    )
 
 
 def test_a_difference_inside_the_noise_is_none() -> None:
