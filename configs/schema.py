@@ -1446,7 +1446,9 @@ class DropBound(Section):
     def _one_form(self) -> DropBound:
         forms = ("absolute", "relative", "margin")
         given = [name for name in forms if getattr(self, name) is not None]
-        if len(given) != 1 or ("error_rate" in self.model_fields_set and given != ["margin"]):
+        # A recorded config holds every default.
+        other_rate = self.error_rate != type(self).model_fields["error_rate"].default
+        if len(given) != 1 or (other_rate and given != ["margin"]):
             raise ValueError(
                 "give a number, which is the absolute drop, {relative: 0.1}, or {margin: 0.03, error_rate: "
                 "0.05}"

@@ -188,7 +188,11 @@ def test_a_sweep_is_one_run_that_leads_to_its_variants_charts_and_what_they_took
             assert first in driver.current_url
             auditor.reads("Parent run")
 
-            driver.get(f"{runs}/{first}/system-metrics")
+            (machine,) = mlflow_of(home).search_runs(
+                [experiment],
+                f"tags.`mlflow.parentRunId` = '{first}' and tags.`resprout.stage` = 'system metrics'",
+            )
+            driver.get(f"{runs}/{machine.info.run_id}/system-metrics")
             auditor.reads("cpu_utilization_percentage")
 
             driver.get(f"{runs}/{result['mlflow_run_id']}/artifacts/report/quality_against_size.svg")
