@@ -6,48 +6,59 @@ A deployment may otherwise name a shell command, steps that fetch code, or a fil
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from prefect.states import Failed
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
+from pydantic import PrivateAttr
+
+from resprout.infra.prefect.deployments import RUN_ENVIRONMENT
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
 
-HARMLESS_STEP = "prefect.deployments.steps.set_working_directory"
-"""`prefect deploy` writes it by itself."""
-OF_THE_LOADER = ("LD_", "PYTHON")
-"""How variables begin that make a process load other code."""
+MAY_BE_SET = {*RUN_ENVIRONMENT, "CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS"}
+"""Variables of a run that a deployment or a pool may choose. Any other may make the process load code."""
 
 
-def refusal(deployment: DeploymentResponse | None, job: ProcessJobConfiguration) -> str | None:
+class InstalledFlowsJob(ProcessJobConfiguration):
+    """A job that remembers which variables it was asked to set, beside those that Prefect sets itself."""
+
+    _asked: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def prepare_for_flow_run(self, *args: Any, **named: Any) -> None:
+        self._asked = frozenset(self.env)
+        super().prepare_for_flow_run(*args, **named)
+
+
+def refusal(deployment: DeploymentResponse | None, job: InstalledFlowsJob) -> str | None:
     """Return what a run asks for beyond an installed flow; None where nothing.
 
     Args:
         deployment: The run's.
-        job: Command and environment, filled in from the work pool, the deployment and the run.
+        job: Command, folder and environment, from the work pool, the deployment and the run.
     """
     if deployment is None:
         return "it has no deployment"
-    entrypoint, steps = deployment.entrypoint or "", deployment.pull_steps or []
+    entrypoint = deployment.entrypoint or ""
     if not entrypoint or ":" in entrypoint or "/" in entrypoint:
         return f"its entrypoint is the file {entrypoint}" if entrypoint else "it has no entrypoint"
-    if named := sorted({name for step in steps for name in step} - {HARMLESS_STEP}):
+    if deployment.pull_steps:
+        named = sorted({name for step in deployment.pull_steps for name in step})
         return f"it has the pull step {', '.join(named)}"
     if deployment.storage_document_id is not None:
         return "its code is in a storage block"
+    if deployment.path:
+        return f"its code is copied from {deployment.path}"
     if job._command_configured:
         return "it names a command"
-    loader = sorted(
-        name
-        for name, value in job.env.items()
-        if name.upper().startswith(OF_THE_LOADER) and value != os.environ.get(name)
-    )
-    return f"it sets {', '.join(loader)}" if loader else None
+    if job.working_dir is not None:
+        return f"it begins in the folder {job.working_dir}"
+    others = sorted(job._asked - MAY_BE_SET)
+    return f"it sets {', '.join(others)}" if others else None
 
 
 with warnings.catch_warnings():
@@ -57,8 +68,10 @@ with warnings.catch_warnings():
     class InstalledFlowsWorker(ProcessWorker):
         """The worker of the type `process` in this interpreter."""
 
+        job_configuration = InstalledFlowsJob
+
         async def run(
-            self, flow_run: FlowRun, configuration: ProcessJobConfiguration, task_status: Any = None
+            self, flow_run: FlowRun, configuration: InstalledFlowsJob, task_status: Any = None
         ) -> ProcessWorkerResult:
             """Start the run, or set it to Failed with the reason."""
             deployment = (

@@ -258,7 +258,7 @@ def test_the_shipped_prefect_yaml_deploys(
             sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all",
             "--prefect-file", str(ROOT / "infra" / "deploy" / "prefect.yaml"),
         ],
-        cwd=ROOT, env={**os.environ, "PREFECT_API_URL": api_url, "RESPROUT_IMAGE": image},
+        cwd=ROOT, env={**os.environ, "PREFECT_API_URL": api_url, "RESPROUT_IMAGE": image, "PWD": str(ROOT)},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -267,7 +267,10 @@ def test_the_shipped_prefect_yaml_deploys(
     assert weekly["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert cluster["global_concurrency_limit"]["limit"] == 4
-    assert cluster["job_variables"]["image"] == image
+    assert cluster["job_variables"]["image"] == nightly["job_variables"]["image"] == image
+    assert weekly["parameters"]["config"] == str(ROOT / "configs" / "quickstart.yaml")
+    # The worker of `resprout up` refuses a run that brings code, or names a folder to begin in.
+    assert [weekly[name] for name in ("pull_steps", "path", "storage_document_id")] == [[], None, None]
     for one in (weekly, nightly, cluster):
         assert one["enforce_parameter_schema"] is True
         assert one["entrypoint"] == "resprout.flows.compress.compress"

@@ -100,17 +100,26 @@ def test_another_origin_host_or_user_gets_nothing(stack: Machine) -> None:
     assert_guarded(stack.api, stack.auth)
 
 
-def test_the_worker_starts_only_flows_that_are_installed(stack: Machine) -> None:
+def test_the_worker_starts_only_flows_that_are_installed(stack: Machine, tmp_path: Path) -> None:
+    # A settings file in a run's first folder may name code, as may one that a variable names.
+    (tmp_path / "prefect.toml").write_text("")
+    folder = {"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}
+    of_logging = {"PREFECT_LOGGING_SETTINGS_PATH": str(tmp_path / "logging.yaml")}
     rows: dict[str, dict[str, Any]] = {
-        "the pull step": {"entrypoint": INSTALLED, "pull_steps": [SHELL_STEP]},
+        "the pull step prefect.deployments.steps.run_shell_script": {"pull_steps": [SHELL_STEP]},
+        "the pull step prefect.deployments.steps.set_working_directory": {"pull_steps": [folder]},
         "is the file": {"entrypoint": "/tmp/x.py:f"},
-        "names a command": {"entrypoint": INSTALLED, "job_variables": {"command": "true"}},
-        "sets PYTHONPATH": {"entrypoint": INSTALLED, "job_variables": {"env": {"PYTHONPATH": "/tmp"}}},
+        "is copied from": {"path": str(tmp_path)},
+        "names a command": {"job_variables": {"command": "true"}},
+        "begins in the folder": {"job_variables": {"working_dir": str(tmp_path)}},
+        "sets PYTHONPATH": {"job_variables": {"env": {"PYTHONPATH": "/tmp"}}},
+        "sets PREFECT_LOGGING_SETTINGS_PATH": {"job_variables": {"env": of_logging}},
     }
     flow = stack.post("flows/", {"name": "compress"})["id"]
     runs = {}
     for reason, what in rows.items():
-        wanted = {"name": reason, "flow_id": flow, "work_pool_name": "resprout", **what}
+        named = {"name": reason, "flow_id": flow, "work_pool_name": "resprout"}
+        wanted = {**named, "entrypoint": INSTALLED, **what}
         made = stack.post("deployments/", wanted)["id"]
         runs[reason] = stack.post(f"deployments/{made}/create_flow_run", {})["id"]
     for reason, run in runs.items():
