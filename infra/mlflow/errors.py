@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,8 +15,8 @@ from resprout.configs.infrastructure import one_line
 P = ParamSpec("P")
 R = TypeVar("R")
 KNOCK_SECONDS = 5.0
-SQLITE = b"SQLite format 3\0"
-"""First bytes of every database in SQLite; a new one is empty."""
+DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_IOERR")
+"""How errors are named of what is no database, as others are of one that is being written."""
 
 
 def mlflow_errors(method: Callable[P, R]) -> Callable[P, R]:
@@ -112,16 +113,20 @@ def knock(uri: str) -> None:
 
 
 def require_sqlite(uri: str) -> None:
-    """Raise BadInput where the file of a database in SQLite is there and is something else."""
+    """Raise BadInput where what stands in the place of a database in SQLite cannot be read as one."""
     path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    if not uri.startswith("sqlite:///") or not path.is_file():
+    if not uri.startswith("sqlite:///") or not path.exists():
         return
-    with path.open("rb") as file:
-        if file.read(len(SQLITE)) not in (b"", SQLITE):
-            raise BadInput(
-                f"{path} is no SQLite database; bring back MLflow's database from a backup, or set "
-                "infra.mlflow.tracking_uri to another"
-            )
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.DatabaseError as error:
+        if not error.sqlite_errorname.startswith(DAMAGED):
+            return
+        raise BadInput(
+            f"{path} is no SQLite database that can be read ({error}); bring back MLflow's database from a "
+            "backup, or set infra.mlflow.tracking_uri to another"
+        ) from error
 
 
 def _knock_at_database(uri: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,21 @@ def parse_json(data: bytes | str, what: str, *, finite: bool = False) -> Any:
     stack. With `finite`, NaN and infinities, which are not JSON, are refused.
     """
     try:
-        return from_json(data, allow_inf_nan=not finite)
+        found = from_json(data, allow_inf_nan=not finite)
+        if finite and _infinite(found):
+            raise ValueError("a number is too large for a float")
+        return found
     except ValueError as error:
         raise DamagedJson(f"{what} is not valid JSON ({error})") from None
+
+
+def _infinite(value: Any) -> bool:
+    """Whether a number in a JSON value, say 1e999, became an infinity."""
+    if isinstance(value, dict):
+        return any(map(_infinite, value.values()))
+    if isinstance(value, list):
+        return any(map(_infinite, value))
+    return isinstance(value, float) and math.isinf(value)
 
 
 def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
@@ -45,9 +58,11 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
         tensors = {name: one for name, one in header.items() if name != "__metadata__"}
         end = 0
         for one in tensors.values():
-            if not isinstance(one["dtype"], str):
-                raise TypeError("a dtype is no text")
-            _, last = map(int, one["data_offsets"])
+            first, last = one["data_offsets"]
+            whole = all(type(number) is int and number >= 0 for number in (first, last, *one["shape"]))
+            kinds = isinstance(one["dtype"], str) and isinstance(one["shape"], list)
+            if not kinds or not whole or first > last:
+                raise ValueError("a type, a shape or a place is none")
             end = max(end, last)
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise DamagedJson(f"{fault}: its header lists no tensors ({type(error).__name__})") from None

@@ -23,8 +23,11 @@ from resprout.tasks.gguf.splits import check_split, keep_split
 from resprout.tasks.models.gguf_header import read_header, refuse_cut, refuse_part
 
 PIECE_BYTES = 1024 * 1024
-VOCABULARIES = ("tokenizer.json", "vocab.json")
-"""Large files that the tokenizer's own library reads, with a limit of its own."""
+OBJECTS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json",
+)  # fmt: skip
+"""Files of a model in which transformers looks up keys."""
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -206,9 +209,11 @@ def require_sound(name: str, path: Path) -> None:
     """Raise BadInput where a JSON file of a model, or the header of its safetensors, is damaged."""
     if name.endswith(".safetensors"):
         require_safetensors(path)
-    elif name.endswith(".json") and name not in VOCABULARIES:
+    elif name.endswith(".json"):
         try:
-            parse_json(path.read_bytes(), name, finite=name == "config.json")
+            found = parse_json(path.read_bytes(), name, finite=name == "config.json")
+            if name in OBJECTS and not isinstance(found, dict):
+                raise DamagedJson(f"{name} holds no object but a {type(found).__name__}")
         except DamagedJson as error:
             raise BadInput(f"{error}; fetch the model again, or write the file again") from None
 

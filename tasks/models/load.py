@@ -240,16 +240,26 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """The tokenizer in `folder`.
 
     Raises:
-        BadInput: there is none, or one that only code in the folder can load, without `trust_remote_code`.
+        BadInput: there is none, one that cannot be loaded, or one that only code in the folder can load,
+            without `trust_remote_code`.
     """
     from transformers import AutoTokenizer
 
     if not has_tokenizer([path.name for path in folder.iterdir()]):
         raise BadInput(f"{folder} {NO_TOKENIZER}")
-    with code_refused(str(folder)):
-        return AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+    try:
+        with code_refused(str(folder)):
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:  # What anybody's files make a library raise has no common type.
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise BadInput(
+            f"the tokenizer in {folder} cannot be loaded ({what}); write the model's tokenizer again with "
+            "save_pretrained"
+        ) from error
 
 
 @contextmanager

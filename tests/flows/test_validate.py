@@ -192,7 +192,12 @@ def test_a_model_that_gguf_cannot_hold_is_found_before_a_run(
         ("model/model.safetensors", (2).to_bytes(8, "little") + b"[]", "is no complete safetensors file"),
         ("model/config.json", b'{"model_type": NaN}', "config.json is not valid JSON"),
         ("model/tokenizer_config.json", DEEP, "tokenizer_config.json is not valid JSON"),
+        ("model/tokenizer.json", DEEP, "tokenizer.json is not valid JSON"),
+        ("model/tokenizer_config.json", b"[]", "tokenizer_config.json holds no object but a list"),
+        ("model/special_tokens_map.json", b"[]", "special_tokens_map.json holds no object but a list"),
+        ("model/config.json", b'{"rope_theta": 1e999}', "config.json is not valid JSON"),
         ("home/mlflow.db", b"no database", "mlflow.db is no SQLite database"),
+        ("home/mlflow.db", b"SQLite format 3\0" + bytes(84), "mlflow.db is no SQLite database"),
     ],
 )
 def test_damaged_files_that_a_run_would_end_at(

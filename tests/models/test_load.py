@@ -86,6 +86,17 @@ def test_folder_that_cannot_be_loaded(files, says, tmp_path):
         load_model(tmp_path, "float32", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("tokenizer_config.json", "[]"), ("tokenizer.json", "[" * 100_000), ("tokenizer.json", "{}")],
+)
+def test_tokenizer_that_cannot_be_loaded(name, text, tokenizer_folder, tmp_path):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "a")
+    (folder / name).write_text(text)
+    with pytest.raises(BadInput, match=r"the tokenizer in .*a cannot be loaded \(.*; write"):
+        load_tokenizer(folder)
+
+
 def test_folder_without_tokenizer(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(BadInput, match="holds no tokenizer"):

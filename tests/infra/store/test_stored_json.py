@@ -36,6 +36,8 @@ def test_numbers_that_json_does_not_have_are_refused_where_asked() -> None:
     assert parse_json(b'{"a": [1.5, -Infinity]}', "x") == {"a": [1.5, float("-inf")]}
     with pytest.raises(VerificationFailed, match="config"):
         parse_json(b'{"a": NaN}', "config.json", finite=True)
+    with pytest.raises(VerificationFailed, match="too large"):
+        parse_json(b'{"a": [{"b": 1e999}]}', "config.json", finite=True)
 
 
 @pytest.mark.parametrize("data", [*DAMAGED, ENVELOPE], ids=range(len(DAMAGED) + 1))
@@ -87,7 +89,10 @@ GOOD = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"__metadata__":{"a
     "data",
     [b"", b"{}", tensors(b"[]"), tensors(DEEP), tensors(b'{"w":1}', b"0"), tensors(GOOD),
      tensors(GOOD, b"00"),
-     tensors(GOOD.replace(b"1]},", b'"x"]},'), b"0"), tensors(b'{"w":{"data_offsets":[0,1]}}', b"0")],
+     tensors(GOOD.replace(b"1]},", b'"x"]},'), b"0"), tensors(b'{"w":{"data_offsets":[0,1]}}', b"0"),
+     *(tensors(GOOD.replace(b"[0,1]", place), b"0")
+       for place in (b'["0","1"]', b"[-1,1]", b"[0,1.0]", b"[2,1]")),
+     *(tensors(GOOD.replace(b"[1]", shape), b"0") for shape in (b"1", b'["1"]', b"[-1]", b"[1.5]", b"{}"))],
 )  # fmt: skip
 def test_what_is_no_safetensors_header(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
