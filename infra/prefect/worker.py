@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect.states import Failed
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
@@ -71,13 +71,13 @@ with warnings.catch_warnings():
         job_configuration = InstalledFlowsJob
 
         async def run(
-            self, flow_run: FlowRun, configuration: InstalledFlowsJob, task_status: Any = None
+            self, flow_run: FlowRun, configuration: ProcessJobConfiguration, task_status: Any = None
         ) -> ProcessWorkerResult:
             """Start the run, or set it to Failed with the reason."""
             deployment = (
                 await self.client.read_deployment(flow_run.deployment_id) if flow_run.deployment_id else None
             )
-            reason = refusal(deployment, configuration)
+            reason = refusal(deployment, cast(InstalledFlowsJob, configuration))
             if reason is None:
                 return await super().run(flow_run, configuration, task_status)
             message = (
