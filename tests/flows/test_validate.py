@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from attacks import DEEP
-from tiny_run import write_run
+from tiny_run import TWO_CHOICES, write_run
 
 LIGHT = """
 import sys
@@ -158,6 +159,20 @@ def test_a_task_that_cannot_be_had(
     assert code == 2
     assert f"evaluate.suites.0.tasks.0.task: {sentence}" in said
     assert "tasks.0.data" not in said
+
+
+def test_a_task_file_with_a_setting_of_another_form(
+    tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({**TWO_CHOICES, "num_fewshot": "five", "metadata": {1: 2}}))
+    path = rows(tmp_path / "rows.jsonl", {"question": "w5", "a": "w6", "b": "w7", "label": 0})
+    tasks = f"evaluate.suites=[{{tasks: [{{task: {own}, name: x, data: {{source: {path}}}}}]}}]"
+    for sentence in ("has a key of type int under metadata; put", "has num_fewshot 'five'; give a whole"):
+        code, said = validate(tasks)
+        assert code == 2, said
+        assert f"evaluate.suites.0.tasks.0.task: {own} {sentence}" in said
+        own.write_text(own.read_text().replace("1: 2", "'1': 2"))
 
 
 @pytest.mark.parametrize(
