@@ -209,10 +209,7 @@ def require_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def require_chat(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise BadInput where there is no chat template, or it does not render a question in time.
-
-    lm-eval renders in this process; a template is tried in a child with limits first.
-    """
+    """Raise BadInput where there is no chat template, or it does not render a question in time."""
     fault = NO_CHAT
     if getattr(tokenizer, "chat_template", None):
         try:

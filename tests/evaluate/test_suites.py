@@ -407,3 +407,40 @@ def test_chat_prompts_go_through_the_template(model: Path, tmp_path: Path) -> No
     found = answers(load_model(model, "float32", "cpu"), tokenizer, tasks, 17, WHOLE, silent)
     assert found["own"].items[0]["prompt"].count("w9") == 3
     assert found["own"].items[0]["prompt"].startswith("user w9")
+
+
+FEW_TURNS = "{% for one in messages %}{{ one.role }} w9 {{ one.content }} {% endfor %}"
+ENDLESS = "{% for a in range(99999) %}" * 5 + "{% endfor %}" * 5
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (ENDLESS, "did not end within 2 s of processor time"),
+        ("{{ 'a' * 10**11 }}", "more than 4 GiB of memory"),
+        ("{{ messages.__class__.__mro__ }}", "SecurityError"),
+    ],
+)
+def test_a_chat_template_is_confined_however_many_turns_there_are(
+    more: str, fault: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resprout.tasks.data.confined.SECONDS", 1.9)
+    tasks = ask(tmp_path, ({"task": "own", "few_shot": 1}, TWO_CHOICES, made_rows(3, 0), None), chat=True)
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = FEW_TURNS + "{% if messages | length > 2 %}" + more + "{% endif %}"
+    require_chat(tokenizer)
+    with pytest.raises(BadInput, match=rf"chat template .*{fault}.*; .* set chat: false in the suite"):
+        answers(load_model(model, "float32", "cpu"), tokenizer, tasks, 17, WHOLE, silent)
+
+
+def test_a_chat_template_without_a_system_role_gets_no_description(model: Path, tmp_path: Path) -> None:
+    settings = {**TWO_CHOICES, "description": "w7 w7"}
+    tasks = ask(tmp_path, ({"task": "own"}, settings, made_rows(3, 0), None), chat=True)
+    tokenizer = load_tokenizer(model)
+    for refuses, held in (
+        ("", True),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}", False),
+    ):
+        tokenizer.chat_template = refuses + FEW_TURNS
+        found = answers(load_model(model, "float32", "cpu"), tokenizer, tasks, 17, WHOLE, silent)
+        assert ("system w9 w7 w7" in found["own"].items[0]["prompt"]) == held
