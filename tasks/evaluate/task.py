@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import EvaluationTask, SuiteConfig
 from resprout.tasks.data.chat import NO_CHAT, chat_texts
-from resprout.tasks.evaluate import checks, templates
+from resprout.tasks.evaluate import checks, expressions, templates
 from resprout.tasks.evaluate.lm_eval_tasks import resolved
 from resprout.tasks.evaluate.ranking import PAIRWISE, check_rows, graded, pairs, ranking_of
 from resprout.tasks.evaluate.task_files import (
@@ -71,6 +71,7 @@ class Asked:
         hush()
         checks.register()
         templates.confine()
+        expressions.confine()
         listed = self.settings.get("metric_list") or ()
         for metric in listed if self.settings.get("process_results") is None else ():
             # Of others lm-eval would load and run a script from a hub.

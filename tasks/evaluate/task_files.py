@@ -14,6 +14,7 @@ import yaml
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import LM_EVAL, EvaluateConfig, EvaluationTask
 from resprout.configs.suites import ENDINGS, EVALUATION, shipped_tasks
+from resprout.tasks.evaluate.expressions import fault_of
 from resprout.tasks.evaluate.lm_eval_tasks import lm_eval_task, resolved
 
 TASK_ROLE = "task_"
@@ -27,6 +28,8 @@ DATA = (
 """Settings in which lm-eval's tasks name a data set of a hub, which for us are files, and groups of tasks."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length")
 """Names under which a task may say how many tokens are written."""
+EXPRESSIONS = {"regex_pattern", "regexes_to_ignore"}
+"""Settings of filters and metrics that are regular expressions, or a list of some."""
 MOST_VALUES = 10_000
 """Of a task file, each as often as YAML's anchors repeat it."""
 MOST_NESTED = 50
@@ -197,8 +200,17 @@ def _strings(settings: Any, path: Path) -> list[tuple[str, str]]:
 
 
 def check_task(task: str, base: Path, trusts_code: bool = False) -> None:
-    """Raise BadInput where `read_task` does, or a task needs a package that is not installed."""
-    resolved(read_task(task, base, trusts_code))
+    """Raise BadInput where `read_task` does, an expression is none, or a package is not installed."""
+    settings = read_task(task, base, trusts_code)
+    resolved(settings)
+    filters = [one for listed in settings.get("filter_list") or () for one in listed["filter"]]
+    for one in (*filters, *(settings.get("metric_list") or ())):
+        for key in EXPRESSIONS & one.keys():
+            for given in one[key] if isinstance(one[key], list) else [one[key]]:
+                if fault := fault_of(given):
+                    raise BadInput(
+                        f"{task} has {key} {given!r:.60}, which is no regular expression ({fault}); mend it"
+                    )
 
 
 def few_shot_of(place: str, task: EvaluationTask, settings: Mapping[str, Any]) -> int:

@@ -444,3 +444,37 @@ def test_a_chat_template_without_a_system_role_gets_no_description(model: Path, 
         tokenizer.chat_template = refuses + FEW_TURNS
         found = answers(load_model(model, "float32", "cpu"), tokenizer, tasks, 17, WHOLE, silent)
         assert ("system w9 w7 w7" in found["own"].items[0]["prompt"]) == held
+
+
+SLOW = "([w0-9 ]+)+!"
+"""Takes twice as long for each character more of an answer in the tiny vocabulary."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "filter_list": [
+                {
+                    "name": "x",
+                    "filter": [{"function": "regex", "regex_pattern": SLOW}, {"function": "take_first"}],
+                }
+            ]
+        },
+        {"metric_list": [{"metric": "exact_match", "regexes_to_ignore": [SLOW]}]},
+        {"metric_list": [{"metric": "follows"}], "doc_to_target": "check"},
+    ],
+    ids=["filter", "metric", "check"],
+)
+def test_an_expression_without_end_ends_with_a_sentence(
+    settings: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resprout.tasks.data.confined.SECONDS", 0.9)
+    row = {"question": "w5", "answer": "w6", "check": json.dumps({"has": [SLOW]})}
+    written = {**WRITTEN, "filter_list": None, "generation_kwargs": {"until": ["!"]}}
+    tasks = ask(tmp_path, ({"task": "w"}, {**written, **settings}, [row], None), max_new_tokens=40)
+    assert count_items(tasks[0]) == 1
+    with pytest.raises(
+        BadInput, match=r"task w: the regular expression '\(\[w.* did not end within 1 s of processor time on a"
+    ):
+        run(model, tasks)

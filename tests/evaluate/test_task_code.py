@@ -181,6 +181,19 @@ def test_templates_of_a_file_are_confined(
     assert not made.exists()
 
 
+@pytest.mark.parametrize("given", ["(", "a{99999999999}", 5])
+def test_an_expression_that_is_none_is_named(given: Any, tmp_path: Path) -> None:
+    fault = r"has {} .*, which is no regular expression \(.+\); mend it"
+    filters = [{"name": "x", "filter": [{"function": "regex", "regex_pattern": given}]}]
+    path = own(tmp_path, {**PLAIN, "filter_list": filters})
+    with pytest.raises(BadInput, match=fault.format("regex_pattern")):
+        check_task(path, tmp_path)
+    metrics = [{"metric": "exact_match", "regexes_to_ignore": ["a", given]}]
+    path = own(tmp_path, {**PLAIN, "metric_list": metrics})
+    with pytest.raises(BadInput, match=fault.format("regexes_to_ignore")):
+        check_task(path, tmp_path)
+
+
 def test_trusted_code_is_named_with_the_file_s_digest(tmp_path: Path) -> None:
     settings = {**PLAIN, "process_docs": "lm_eval:hellaswag/utils.process_docs"}
     path = own(tmp_path, settings)
