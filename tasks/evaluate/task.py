@@ -150,6 +150,8 @@ def count_items(asked: Asked) -> int:
                 target = made.doc_to_target(row)
                 for metric in checked:
                     _check_reference(asked, metric, item, str(target))
+        if asked.kind == WRITTEN and not callable(made.config.process_results):
+            _score_nothing(made)
         if asked.few_shot:
             _require_examples(asked, made)
             made.set_fewshot_seed(0)
@@ -170,6 +172,18 @@ def _unfit(asked: Asked, item: int, why: str) -> BadInput:
         f"evaluation task {asked.name} does not fit row {max(item, 1)} of its data, or its examples ({why}); "
         "fix the task's YAML, or leave such rows out by `where`"
     )
+
+
+def _score_nothing(made: Any) -> None:
+    """Score an empty answer to the first row; raises what filters and metrics do that are set wrong."""
+    from lm_eval.api.instance import Instance
+
+    row = made.eval_docs[0]
+    one = Instance("generate_until", row, ("", {}), 0, resps=[""])
+    made._instances = [one]
+    made.apply_filters()
+    for answer in one.filtered_resps.values():
+        made.process_results(row, [answer])
 
 
 def _require_examples(asked: Asked, made: Any) -> None:

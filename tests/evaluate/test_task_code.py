@@ -162,6 +162,9 @@ def test_a_setting_of_another_form_is_named(more: str, fault: str, tmp_path: Pat
             {"metric_list": [{"metric": "./mine", "aggregation": "mean"}]},
             "none of lm-eval's; give one of acc",
         ),
+        ({"metric_list": [{"metric": "exact_match", "odd": 5}]}, "TypeError"),
+        ({"filter_list": [{"name": "x", "filter": [{"function": "odd"}]}]}, "KeyError"),
+        ({"filter_list": [{"name": "x", "filter": [{"function": "regex", "odd": 1}]}]}, "TypeError"),
     ],
 )
 def test_templates_of_a_file_are_confined(
