@@ -474,7 +474,5 @@ def test_an_expression_without_end_ends_with_a_sentence(
     written = {**WRITTEN, "filter_list": None, "generation_kwargs": {"until": ["!"]}}
     tasks = ask(tmp_path, ({"task": "w"}, {**written, **settings}, [row], None), max_new_tokens=40)
     assert count_items(tasks[0]) == 1
-    with pytest.raises(
-        BadInput, match=r"task w: the regular expression '\(\[w.* did not end within 1 s of processor time on a"
-    ):
+    with pytest.raises(BadInput, match=r"task w: the regular expression '\(\[w.* did not end within 1 s"):
         run(model, tasks)
