@@ -143,9 +143,11 @@ def count_items(asked: Asked) -> int:
         checked = [name for name in made.aggregation() if name in checks.ASKED]
         for row in itertools.islice(made.eval_docs, asked.suite.limit):
             item += 1
-            made.doc_to_text(row)
+            text = made.doc_to_text(row)
             if made.OUTPUT_TYPE == CHOICES:
-                _require_answer(made.doc_to_choice(row), made.doc_to_target(row))
+                # Where the choices are contexts, the text is the right one's number.
+                answer = text if made.multiple_input else made.doc_to_target(row)
+                _require_answer(made.doc_to_choice(row), answer)
             elif not callable(made.config.process_results):
                 target = made.doc_to_target(row)
                 for metric in checked:

@@ -113,6 +113,21 @@ def test_a_shipped_task_asks_what_lm_eval_asks(name: str, tmp_path: Path) -> Non
     assert asked[0] == asked[1]
 
 
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_shipped_task_fits_rows_of_its_data(name: str, tmp_path: Path) -> None:
+    (one,) = ask(tmp_path, ({"task": "x", "few_shot": 0}, read_task(name, tmp_path), ROWS[name][:1], None))
+    assert count_items(one) == 1
+
+
+def test_a_context_that_is_none_of_the_choices_is_bad_input(tmp_path: Path) -> None:
+    rows = [ROWS["winogrande"][0], {**ROWS["winogrande"][0], "answer": "3"}]
+    (one,) = ask(tmp_path, ({"task": "x"}, read_task("winogrande", tmp_path), rows, None))
+    with pytest.raises(
+        BadInput, match=r"does not fit row 2 of its data, .*the answer 2 is none of the choices"
+    ):
+        count_items(one)
+
+
 def test_boolq_takes_rows_as_the_package_has_them(tmp_path: Path) -> None:
     rows = [{"passage": "Ice melts.", "question": "does ice melt", "answer": True}]
     (one,) = ask(tmp_path, ({"task": "boolq"}, read_task("boolq", tmp_path), rows, None))
