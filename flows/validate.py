@@ -13,8 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError, meta, nodes
-
 from resprout.configs.errors import BadInput, Fault, ResproutError, faults_in
 from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded
@@ -45,8 +43,9 @@ from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_o
 from resprout.tasks.acquire.sources.local import files_at
 from resprout.tasks.data.chat import NO_CHAT, NO_TEMPLATE, rendered
 from resprout.tasks.data.read import Numbered, Skip, read_rows
-from resprout.tasks.evaluate.ranking import COLUMNS, ranking_of
+from resprout.tasks.evaluate.ranking import COLUMNS, PAIRWISE, paired, ranking_of
 from resprout.tasks.evaluate.task_files import few_shot_of, read_task, require_examples
+from resprout.tasks.evaluate.templates import faults
 from resprout.tasks.gguf.splits import check_split
 from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.tokenizer_files import (
@@ -165,7 +164,7 @@ CHATS = 100
 """How many rows go through a chat template."""
 SAMPLES = "calibrate.samples times seq_len_tokens"
 WINDOW = "evaluate.perplexity.window_tokens"
-TEMPLATES = ("doc_to_text", "doc_to_choice", "doc_to_target")
+TEMPLATES = ("doc_to_text", "doc_to_choice", "doc_to_target", "gen_prefix", "description")
 """Settings of an lm-eval task that may be Jinja templates over a row."""
 
 
@@ -211,10 +210,15 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
         except BadInput:
             # A fault of its own, which `check` finds.
             continue
-        for part, rows_of in (("data", task.data), ("examples", task.examples)):
+        own = settings.get("fewshot_config") or {}
+        shown = {**settings, "description": None, **own}
+        parts = [("data", task.data, settings), ("examples", task.examples, shown)]
+        if task.examples is None and own and "samples" not in own and few_shot_of(place, task, settings):
+            parts.append(("data", task.data, shown))
+        for part, rows_of, asked in parts:
             key = f"evaluate.{place}.{part}"
             if rows_of is not None and (rows := found.get(key)):
-                yield from faults_in(key, partial(_check_columns, task, rows_of, settings, rows))
+                yield from faults_in(key, partial(_check_columns, task, rows_of, asked, rows))
         part = "data" if task.examples is None else "examples"
         key = f"evaluate.{place}.{part}"
         if key in found and key not in cut:
@@ -283,18 +287,37 @@ def _is_unique(source: DataSource) -> bool:
 
 
 def _check_columns(
-    task: EvaluationTask, source: DataSource, settings: Mapping[str, Any], rows: list[Item]
+    task: EvaluationTask, source: DataSource, settings: Mapping[str, Any], items: list[Item]
 ) -> None:
-    """BadInput where a template of an lm-eval task asks for a column that a row does not have."""
-    ranks = ranking_of(settings) is not None
-    for key in ("metadata.ranking",) if ranks else TEMPLATES:
-        asked = set(COLUMNS) if ranks else _variables(settings.get(key))
-        for number, item in enumerate(rows, 1):
-            if lacking := sorted(asked - item.row.keys()):
-                raise BadInput(
-                    f"{key} of task {task.name} uses {', '.join(lacking)}, which row {number} of "
-                    f"{source.source} does not have; its columns are {', '.join(sorted(item.row))}"
-                )
+    """BadInput where a template of an lm-eval task asks for a column that a row lacks, or fails on it."""
+    rows = [item.row for item in items]
+    ranks = ranking_of(settings)
+    for number, row in enumerate(rows if ranks is not None else (), 1):
+        if left_out := sorted(set(COLUMNS) - row.keys()):
+            raise _lacks("metadata.ranking", task, ", ".join(left_out), number, row, source)
+    if ranks == PAIRWISE:
+        rows = list(islice(paired(rows), ROWS))
+    # What functions of lm-eval make of the rows is not known here.
+    for key in TEMPLATES if "process_docs" not in settings else ():
+        template = settings.get(key)
+        if not isinstance(template, str) or "{" not in template:
+            continue
+        for number, lacking, sentence in faults(template, rows):
+            if lacking is not None:
+                raise _lacks(key, task, lacking, number, rows[number - 1], source)
+            raise BadInput(
+                f"{key} of task {task.name} fails on row {number} of {source.source}: {sentence}; mend the "
+                "template, or leave such rows out by `where`"
+            )
+
+
+def _lacks(
+    key: str, task: EvaluationTask, columns: str, number: int, row: Mapping[str, Any], source: DataSource
+) -> BadInput:
+    return BadInput(
+        f"{key} of task {task.name} uses {columns}, which row {number} of {source.source} does not have; its "
+        f"columns are {', '.join(sorted(row))}"
+    )
 
 
 def _check_few_shot(place: str, task: EvaluationTask, settings: Mapping[str, Any], held: int) -> None:
@@ -303,24 +326,6 @@ def _check_few_shot(place: str, task: EvaluationTask, settings: Mapping[str, Any
     listed = own and "samples" in (settings.get("fewshot_config") or {})
     if not listed and "process_docs" not in settings and ranking_of(settings) is None:
         require_examples(task.name, few_shot_of(place, task, settings), held - own)
-
-
-def _variables(template: Any) -> set[str]:
-    """Names that a Jinja template takes from a row; none where it is no template, or lm-eval's to judge."""
-    if not isinstance(template, str) or "{" not in template:
-        return set()
-    environment = Environment(autoescape=False)
-    try:
-        tree = environment.parse(template)
-        # A column that a template asks for before it takes it may be absent.
-        optional = {
-            one.node.name
-            for one in tree.find_all(nodes.Test)
-            if one.name in ("defined", "undefined") and isinstance(one.node, nodes.Name)
-        }
-        return meta.find_undeclared_variables(tree) - environment.globals.keys() - optional
-    except TemplateSyntaxError:
-        return set()
 
 
 def _check_length(texts: set[str], tokens: int, asked: str) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import Progress, Share
+from resprout.tasks.evaluate.expressions import ExpressionFault
 from resprout.tasks.evaluate.paired import CUT
 from resprout.tasks.evaluate.ranking import METRIC, by_query, entry
 from resprout.tasks.evaluate.task import EXAMPLES, SPLIT, Asked
@@ -103,15 +104,18 @@ def _answered(lm: Counting, task: Asked, made: Any) -> Answers:
     lm.reset()
     # `simple_evaluate` looks through all of lm-eval's tasks first and describes the whole machine afterwards,
     # seconds each, and asks git for a commit where there may be none.
-    outcome = evaluate(
-        lm=lm,
-        task_dict={"tasks": {task.name: made}, "groups": {}, "group_map": {}},
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=task.suite.chat,
-        fewshot_as_multiturn=task.suite.chat,
-        verbosity="ERROR",
-    )
+    try:
+        outcome = evaluate(
+            lm=lm,
+            task_dict={"tasks": {task.name: made}, "groups": {}, "group_map": {}},
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=task.suite.chat,
+            fewshot_as_multiturn=task.suite.chat,
+            verbosity="ERROR",
+        )
+    except ExpressionFault as error:
+        raise BadInput(f"evaluation task {task.name}: {error}") from None
     samples = sorted(outcome["samples"][task.name], key=lambda one: one["doc_id"])
     by_filter: dict[str, list[Mapping[str, Any]]] = {}
     for sample in samples:

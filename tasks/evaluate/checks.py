@@ -10,9 +10,10 @@ from __future__ import annotations
 import ast
 import functools
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from resprout.tasks.evaluate.expressions import fault_of, is_found
 
 LONGEST = 20_000
 """Characters of an answer that is looked at."""
@@ -44,8 +45,8 @@ def follows(references: Sequence[str], predictions: Sequence[str]) -> float:
     least, most = asked.get("words") or (0, LONGEST)
     return float(
         bool(answer)
-        and all(re.search(one, answer, re.MULTILINE) for one in asked.get("has") or ())
-        and not any(re.search(one, answer, re.MULTILINE) for one in asked.get("lacks") or ())
+        and all(is_found(one, answer) for one in asked.get("has") or ())
+        and not any(is_found(one, answer) for one in asked.get("lacks") or ())
         and least <= len(answer.split()) <= most
         and asked.get("lines") in (None, sum(bool(line.strip()) for line in answer.splitlines()))
         and (not asked.get("json") or _is_json(answer))
@@ -113,10 +114,8 @@ def _keys_of(reference: str, known: Sequence[str]) -> dict[str, Any]:
 
 
 def _require_expression(key: str, given: Any) -> None:
-    try:
-        re.compile(given, re.MULTILINE)
-    except (re.error, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{key}: {given!r}, which is no regular expression ({error})") from None
+    if fault := fault_of(given):
+        raise ValueError(f"{key}: {given!r}, which is no regular expression ({fault})")
 
 
 def _is_count(given: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from resprout.tasks.data.chat import Conversations
 from resprout.tasks.evaluate.task import hush
 from resprout.tasks.models.generation import end_tokens
 from resprout.tasks.models.served import ServedModel
@@ -25,6 +27,16 @@ class Counting(HFLM):
         """Count from here."""
         self.cut, self.prompts_cut, self._batch = {}, 0, list[bool]()
         self.set_cache_hook(self)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The turns as the model's own template writes them, which is rendered within limits."""
+        return self._conversations(chat_history, goes_on=not add_generation_prompt)
+
+    @functools.cached_property
+    def _conversations(self) -> Conversations:
+        return Conversations(self.tokenizer)
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
         return super().loglikelihood(requests, disable_tqdm=True)

@@ -8,9 +8,10 @@ below 0, as TREC judges spam, a passage is worth no more than one that is not re
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +68,21 @@ def pairs(rows: Any) -> Any:
     """A data set with a row for each two passages of a query in each order: text_a, text_b, docid_a, ..."""
     from datasets import Dataset
 
-    by_query: dict[Any, list[Mapping[str, Any]]] = {}
-    for row in graded(rows):
-        by_query.setdefault(row["qid"], []).append(row)
-    return Dataset.from_list(
-        [
-            {
-                "qid": qid, "query": one["query"],
+    return Dataset.from_list(list(paired(graded(rows))))
+
+
+def paired(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of `pairs`."""
+    by_query: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_query.setdefault(str(row["qid"]), []).append(row)
+    for found in by_query.values():
+        for one, other in itertools.permutations(found, 2):
+            yield {
+                "qid": one["qid"], "query": one["query"],
                 **{f"{name}_a": one[name] for name in ("docid", "text", "relevance")},
                 **{f"{name}_b": other[name] for name in ("docid", "text", "relevance")},
-            }
-            for qid, found in by_query.items()
-            for one in found
-            for other in found
-            if one is not other
-        ]
-    )  # fmt: skip
+            }  # fmt: skip
 
 
 def entry(row: Mapping[str, Any], scores: Sequence[float]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import EvaluationTask, SuiteConfig
 from resprout.tasks.data.chat import NO_CHAT, chat_texts
-from resprout.tasks.evaluate import checks, templates
+from resprout.tasks.evaluate import checks, expressions, templates
 from resprout.tasks.evaluate.lm_eval_tasks import resolved
 from resprout.tasks.evaluate.ranking import PAIRWISE, check_rows, graded, pairs, ranking_of
 from resprout.tasks.evaluate.task_files import (
@@ -71,6 +71,7 @@ class Asked:
         hush()
         checks.register()
         templates.confine()
+        expressions.confine()
         listed = self.settings.get("metric_list") or ()
         for metric in listed if self.settings.get("process_results") is None else ():
             # Of others lm-eval would load and run a script from a hub.
@@ -142,13 +143,17 @@ def count_items(asked: Asked) -> int:
         checked = [name for name in made.aggregation() if name in checks.ASKED]
         for row in itertools.islice(made.eval_docs, asked.suite.limit):
             item += 1
-            made.doc_to_text(row)
+            text = made.doc_to_text(row)
             if made.OUTPUT_TYPE == CHOICES:
-                _require_answer(made.doc_to_choice(row), made.doc_to_target(row))
+                # Where the choices are contexts, the text is the right one's number.
+                answer = text if made.multiple_input else made.doc_to_target(row)
+                _require_answer(made.doc_to_choice(row), answer)
             elif not callable(made.config.process_results):
                 target = made.doc_to_target(row)
                 for metric in checked:
                     _check_reference(asked, metric, item, str(target))
+        if asked.kind == WRITTEN and not callable(made.config.process_results):
+            _score_nothing(made)
         if asked.few_shot:
             _require_examples(asked, made)
             made.set_fewshot_seed(0)
@@ -169,6 +174,18 @@ def _unfit(asked: Asked, item: int, why: str) -> BadInput:
         f"evaluation task {asked.name} does not fit row {max(item, 1)} of its data, or its examples ({why}); "
         "fix the task's YAML, or leave such rows out by `where`"
     )
+
+
+def _score_nothing(made: Any) -> None:
+    """Score an empty answer to the first row; raises what filters and metrics do that are set wrong."""
+    from lm_eval.api.instance import Instance
+
+    row = made.eval_docs[0]
+    one = Instance("generate_until", row, ("", {}), 0, resps=[""])
+    made._instances = [one]
+    made.apply_filters()
+    for answer in one.filtered_resps.values():
+        made.process_results(row, [answer])
 
 
 def _require_examples(asked: Asked, made: Any) -> None:
@@ -209,10 +226,7 @@ def require_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def require_chat(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise BadInput where there is no chat template, or it does not render a question in time.
-
-    lm-eval renders in this process; a template is tried in a child with limits first.
-    """
+    """Raise BadInput where there is no chat template, or it does not render a question in time."""
     fault = NO_CHAT
     if getattr(tokenizer, "chat_template", None):
         try:

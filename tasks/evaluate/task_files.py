@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import yaml
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import LM_EVAL, EvaluateConfig, EvaluationTask
 from resprout.configs.suites import ENDINGS, EVALUATION, shipped_tasks
+from resprout.tasks.evaluate.expressions import fault_of
 from resprout.tasks.evaluate.lm_eval_tasks import lm_eval_task, resolved
 
 TASK_ROLE = "task_"
@@ -26,16 +28,29 @@ DATA = (
 """Settings in which lm-eval's tasks name a data set of a hub, which for us are files, and groups of tasks."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length")
 """Names under which a task may say how many tokens are written."""
-WRITING = {
-    *LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty",
-    "num_return_sequences",
-}  # fmt: skip
-"""Settings of writing; `generate` of transformers has others, one of which names a folder of code to run."""
-FORMS = {"generation_kwargs": dict, "metric_list": list, "filter_list": list, "fewshot_config": dict}
-"""Types of settings."""
+EXPRESSIONS = {"regex_pattern", "regexes_to_ignore"}
+"""Settings of filters and metrics that are regular expressions, or a list of some."""
 MOST_VALUES = 10_000
 """Of a task file, each as often as YAML's anchors repeat it."""
+MOST_NESTED = 50
+"""Levels of a task file, which functions that call themselves walk later."""
+TOO_DEEP = f"nests values deeper than {MOST_NESTED} levels; give fewer"
 NEEDED = "an lm-eval task needs at least task, output_type and doc_to_text"
+
+
+Form = tuple[Callable[[Any], bool], str]
+"""Whether a value has it, and the form in words."""
+
+
+class Loader(yaml.SafeLoader):
+    """Says at which line a value is that Python cannot make, such as a number of 5,000 digits."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
 
 def task_file(task: str, base: Path) -> Path:
@@ -108,8 +123,10 @@ def _task(task: str, base: Path) -> tuple[dict[str, Any], TaskCode | None]:
     path = task_file(task, base)
     content = path.read_bytes()
     try:
-        config = yaml.safe_load(content.decode("utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        config = yaml.load(content.decode("utf-8"), Loader=Loader)
+    except RecursionError:
+        raise BadInput(f"{path} {TOO_DEEP}") from None
+    except (yaml.YAMLError, ValueError) as error:
         what = " ".join(str(error).split())[:200]
         raise BadInput(
             f"{path} is not plain YAML ({what}); tags such as !function are not run: name functions of "
@@ -143,29 +160,57 @@ def _code(settings: Mapping[str, Any], path: Path) -> Iterator[str]:
 
 
 def _strings(settings: Any, path: Path) -> list[tuple[str, str]]:
-    """All texts of settings, each with its key at the top; BadInput where there is no end of values."""
-    found, todo, seen = [], [("", settings)], 0
+    """All texts of settings, each with its key at the top; BadInput where JSON could not hold the settings.
+
+    Anchors may repeat values without end, and may nest them deeper than YAML's own brackets.
+    """
+    found, todo, seen = [], [("", settings, 0)], 0
     while todo:
-        key, value = todo.pop()
+        key, value, depth = todo.pop()
         if (seen := seen + 1) > MOST_VALUES:
             raise BadInput(
                 f"{path} has more than {MOST_VALUES:,} values, anchors counted as often as they are used; "
                 "give rows as data, and a task without such anchors"
             )
+        if depth > MOST_NESTED:
+            raise BadInput(f"{path} {TOO_DEEP} (under {key})")
         if isinstance(value, dict):
-            todo += [(key or str(name), inner) for name, inner in value.items()]
+            for name in value:
+                if not isinstance(name, str):
+                    place = f"under {key}" if key else "at the top"
+                    raise BadInput(
+                        f"{path} has a key of type {type(name).__name__} {place}; put it in quotation marks"
+                    )
+            todo += [(key or name, inner, depth + 1) for name, inner in value.items()]
         elif isinstance(value, list):
-            todo += [(key, inner) for inner in value]
+            todo += [(key, inner, depth + 1) for inner in value]
         elif isinstance(value, str):
+            if any("\ud800" <= one <= "\udfff" for one in value):
+                raise BadInput(f"{path} has half a character under {key}; write the character itself")
             found.append((key, value))
-        elif value is not None and not isinstance(value, int | float):
+        elif isinstance(value, int | float):
+            if not math.isfinite(value) if isinstance(value, float) else value.bit_length() > 63:
+                raise BadInput(
+                    f"{path} has a number under {key} that is infinite, none, or longer than 64 bits; give a "
+                    "smaller one, or put it in quotation marks"
+                )
+        elif value is not None:
             raise BadInput(f"{path} has a {type(value).__name__} under {key}; put it in quotation marks")
     return sorted(found)
 
 
 def check_task(task: str, base: Path, trusts_code: bool = False) -> None:
-    """Raise BadInput where `read_task` does, or a task needs a package that is not installed."""
-    resolved(read_task(task, base, trusts_code))
+    """Raise BadInput where `read_task` does, an expression is none, or a package is not installed."""
+    settings = read_task(task, base, trusts_code)
+    resolved(settings)
+    filters = [one for listed in settings.get("filter_list") or () for one in listed["filter"]]
+    for one in (*filters, *(settings.get("metric_list") or ())):
+        for key in EXPRESSIONS & one.keys():
+            for given in one[key] if isinstance(one[key], list) else [one[key]]:
+                if fault := fault_of(given):
+                    raise BadInput(
+                        f"{task} has {key} {given!r:.60}, which is no regular expression ({fault}); mend it"
+                    )
 
 
 def few_shot_of(place: str, task: EvaluationTask, settings: Mapping[str, Any]) -> int:
@@ -191,6 +236,13 @@ def capability_of(task: EvaluationTask, settings: Mapping[str, Any]) -> str:
     return task.capability or str(named or task.name)
 
 
+def _check_forms(settings: Mapping[str, Any], forms: Mapping[str, Form], where: str) -> None:
+    """Raise BadInput where a setting that is given has another form."""
+    for key, (fits, form) in forms.items():
+        if (value := settings.get(key)) is not None and not fits(value):
+            raise BadInput(f"{where} has {key} {value!r:.60}; give {form}")
+
+
 def _usable(settings: dict[str, Any], where: str) -> dict[str, Any]:
     """The settings without those of data sets; BadInput where answers cannot be compared item by item."""
     if settings.get("class") is not None:
@@ -210,11 +262,7 @@ def _usable(settings: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where} has output_type {kind}; give {CHOICES}, {WRITTEN} or {CONTINUED} (evaluate.perplexity "
             "is for text)"
         )
-    for key, form in FORMS.items():
-        if not isinstance(settings.get(key) or form(), form):
-            raise BadInput(
-                f"{where} has {key} {settings[key]!r:.60}; give a {form.__name__}, as lm-eval has it"
-            )
+    _check_forms(settings, FORMS, where)
     sampled = settings.get("generation_kwargs") or {}
     if sampled.get("do_sample") or settings.get("repeats", 1) != 1:
         raise BadInput(
@@ -225,9 +273,10 @@ def _usable(settings: dict[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where} has generation_kwargs {', '.join(unknown)}; give any of {', '.join(sorted(WRITING))}"
         )
+    _check_forms(sampled, WRITING, f"{where}: generation_kwargs")
     listed = settings.get("metric_list") or [{"metric": "acc"}]
-    if not any(_is_mean(one) for one in listed if isinstance(one, dict)):
-        names = [str(one.get("metric")) for one in listed if isinstance(one, dict)]
+    if not any(map(_is_mean, listed)):
+        names = [one["metric"] for one in listed]
         raise BadInput(
             f"{where} has metrics {names}; give at least one that is a mean over items where higher is "
             "better, such as acc or exact_match"
@@ -235,6 +284,55 @@ def _usable(settings: dict[str, Any], where: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in DATA}
 
 
+def _is_mapping(given: Any) -> bool:
+    return isinstance(given, dict)
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool)
+
+
+def _is_count(given: Any) -> bool:
+    return _is_number(given) and isinstance(given, int) and given >= 0
+
+
+def _are_named(given: Any, name: str) -> bool:
+    """Whether it is a list of one mapping or more, each with a text under a name."""
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(isinstance(one, dict) and isinstance(one.get(name), str) for one in given)
+    )
+
+
+def _are_filters(given: Any) -> bool:
+    return _are_named(given, "name") and all(_are_named(one.get("filter"), "function") for one in given)
+
+
+def _are_texts(given: Any) -> bool:
+    return isinstance(given, str) or (isinstance(given, list) and all(isinstance(one, str) for one in given))
+
+
+FORMS: Mapping[str, Form] = {
+    "num_fewshot": (_is_count, "a whole number, 0 or more"),
+    "generation_kwargs": (_is_mapping, "a mapping"),
+    "fewshot_config": (_is_mapping, "a mapping"),
+    "metric_list": (lambda given: _are_named(given, "metric"), "a list of mappings, each with metric: NAME"),
+    "filter_list": (_are_filters, "a list of {name: NAME, filter: [{function: NAME}]}"),
+}
+"""Of the settings of a task."""
+WRITING: Mapping[str, Form] = {
+    **{name: (lambda given: _is_count(given) and given > 0, "a whole number, 1 or more") for name in LENGTHS},
+    "until": (_are_texts, "a text, or a list of texts"),
+    "do_sample": (lambda given: isinstance(given, bool), "true or false"),
+    **dict.fromkeys(
+        (
+            "temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "num_return_sequences",
+        ),
+        (_is_number, "a number"),
+    ),
+}  # fmt: skip
+"""Of the settings of writing; `generate` of transformers has others, one of which names a folder of code."""
 OTHER = {
     "brier_score", "f1", "mcc", "bleu", "chrf", "ter", "perplexity", "likelihood", "bypass",
     "word_perplexity", "byte_perplexity", "bits_per_byte",

@@ -113,6 +113,21 @@ def test_a_shipped_task_asks_what_lm_eval_asks(name: str, tmp_path: Path) -> Non
     assert asked[0] == asked[1]
 
 
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_shipped_task_fits_rows_of_its_data(name: str, tmp_path: Path) -> None:
+    (one,) = ask(tmp_path, ({"task": "x", "few_shot": 0}, read_task(name, tmp_path), ROWS[name][:1], None))
+    assert count_items(one) == 1
+
+
+def test_a_context_that_is_none_of_the_choices_is_bad_input(tmp_path: Path) -> None:
+    rows = [ROWS["winogrande"][0], {**ROWS["winogrande"][0], "answer": "3"}]
+    (one,) = ask(tmp_path, ({"task": "x"}, read_task("winogrande", tmp_path), rows, None))
+    with pytest.raises(
+        BadInput, match=r"does not fit row 2 of its data, .*the answer 2 is none of the choices"
+    ):
+        count_items(one)
+
+
 def test_boolq_takes_rows_as_the_package_has_them(tmp_path: Path) -> None:
     rows = [{"passage": "Ice melts.", "question": "does ice melt", "answer": True}]
     (one,) = ask(tmp_path, ({"task": "boolq"}, read_task("boolq", tmp_path), rows, None))
@@ -407,3 +422,72 @@ def test_chat_prompts_go_through_the_template(model: Path, tmp_path: Path) -> No
     found = answers(load_model(model, "float32", "cpu"), tokenizer, tasks, 17, WHOLE, silent)
     assert found["own"].items[0]["prompt"].count("w9") == 3
     assert found["own"].items[0]["prompt"].startswith("user w9")
+
+
+FEW_TURNS = "{% for one in messages %}{{ one.role }} w9 {{ one.content }} {% endfor %}"
+ENDLESS = "{% for a in range(99999) %}" * 5 + "{% endfor %}" * 5
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (ENDLESS, "did not end within 2 s of processor time"),
+        ("{{ 'a' * 10**11 }}", "more than 4 GiB of memory"),
+        ("{{ messages.__class__.__mro__ }}", "SecurityError"),
+    ],
+)
+def test_a_chat_template_is_confined_however_many_turns_there_are(
+    more: str, fault: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resprout.tasks.data.confined.SECONDS", 1.9)
+    tasks = ask(tmp_path, ({"task": "own", "few_shot": 1}, TWO_CHOICES, made_rows(3, 0), None), chat=True)
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = FEW_TURNS + "{% if messages | length > 2 %}" + more + "{% endif %}"
+    require_chat(tokenizer)
+    with pytest.raises(BadInput, match=rf"chat template .*{fault}.*; .* set chat: false in the suite"):
+        answers(load_model(model, "float32", "cpu"), tokenizer, tasks, 17, WHOLE, silent)
+
+
+def test_a_chat_template_without_a_system_role_gets_no_description(model: Path, tmp_path: Path) -> None:
+    settings = {**TWO_CHOICES, "description": "w7 w7"}
+    tasks = ask(tmp_path, ({"task": "own"}, settings, made_rows(3, 0), None), chat=True)
+    tokenizer = load_tokenizer(model)
+    for refuses, held in (
+        ("", True),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}", False),
+    ):
+        tokenizer.chat_template = refuses + FEW_TURNS
+        found = answers(load_model(model, "float32", "cpu"), tokenizer, tasks, 17, WHOLE, silent)
+        assert ("system w9 w7 w7" in found["own"].items[0]["prompt"]) == held
+
+
+SLOW = "([w0-9 ]+)+!"
+"""Takes twice as long for each character more of an answer in the tiny vocabulary."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "filter_list": [
+                {
+                    "name": "x",
+                    "filter": [{"function": "regex", "regex_pattern": SLOW}, {"function": "take_first"}],
+                }
+            ]
+        },
+        {"metric_list": [{"metric": "exact_match", "regexes_to_ignore": [SLOW]}]},
+        {"metric_list": [{"metric": "follows"}], "doc_to_target": "check"},
+    ],
+    ids=["filter", "metric", "check"],
+)
+def test_an_expression_without_end_ends_with_a_sentence(
+    settings: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resprout.tasks.data.confined.SECONDS", 0.9)
+    row = {"question": "w5", "answer": "w6", "check": json.dumps({"has": [SLOW]})}
+    written = {**WRITTEN, "filter_list": None, "generation_kwargs": {"until": ["!"]}}
+    tasks = ask(tmp_path, ({"task": "w"}, {**written, **settings}, [row], None), max_new_tokens=40)
+    assert count_items(tasks[0]) == 1
+    with pytest.raises(BadInput, match=r"task w: the regular expression '\(\[w.* did not end within 1 s"):
+        run(model, tasks)

@@ -70,13 +70,13 @@ def own(place: Path, settings: Mapping[str, Any] | str) -> str:
             {"generation_kwargs": {"custom_generate": "./mine", "trust_remote_code": True}},
             "has generation_kwargs custom_generate, trust_remote_code; give any of do_sample",
         ),
-        ({"generation_kwargs": ["custom_generate"]}, "give a dict, as lm-eval has it"),
+        ({"generation_kwargs": ["custom_generate"]}, r"generation_kwargs \[.*; give a mapping"),
         ("output_type: !function mine.run\n", "tags such as !function are not run"),
         ("doc_to_text: !!python/object/apply:os.system ['touch MADE']\n", "is not plain YAML"),
         ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\nb: &b [" + "*a, " * 40 + "]\nc: [" + "*b, " * 40 + "]\n",
          "has more than 10,000 values"),
-        ("a: &a [*a]\n", "has more than 10,000 values"),
-        ("a: " + "[" * 9000, "is not plain YAML"),
+        ("a: &a [*a]\n", "nests values deeper than 50 levels; give fewer"),
+        ("a: " + "[" * 9000, "nests values deeper than 50 levels; give fewer"),
     ],
 )  # fmt: skip
 def test_a_file_that_names_code_is_refused(
@@ -87,6 +87,54 @@ def test_a_file_that_names_code_is_refused(
         whole = {"task": "x", **settings}
     with pytest.raises(BadInput, match=fault):
         check_task(own(tmp_path, whole), tmp_path)
+
+
+WHOLE = "give a whole number, 0 or more"
+NAMED = "give a list of mappings, each with metric: NAME"
+QUOTED = "put it in quotation marks"
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ("num_fewshot: five", f"has num_fewshot 'five'; {WHOLE}"),
+        ("num_fewshot: '5'", f"has num_fewshot '5'; {WHOLE}"),
+        ("num_fewshot: 2.5", f"has num_fewshot 2.5; {WHOLE}"),
+        ("num_fewshot: -1", f"has num_fewshot -1; {WHOLE}"),
+        ("num_fewshot: true", f"has num_fewshot True; {WHOLE}"),
+        ("metric_list: {metric: acc}", rf"has metric_list {{'metric': 'acc'}}; {NAMED}"),
+        ("metric_list: [acc]", rf"has metric_list \['acc'\]; {NAMED}"),
+        ("metric_list: []", rf"has metric_list \[\]; {NAMED}"),
+        ("metric_list: [null, {metric: acc}]", NAMED),
+        ("metric_list: [{metric: [acc]}]", NAMED),
+        ("metric_list: [{aggregation: mean}]", NAMED),
+        ("filter_list: [x]", r"has filter_list \['x'\]; give a list of {name: NAME, filter: \["),
+        ("filter_list: [{name: x, filter: [{regex_pattern: x}]}]", "give a list of {name: NAME"),
+        ("generation_kwargs: {max_gen_toks: many}",
+         "generation_kwargs has max_gen_toks 'many'; give a whole number, 1 or more"),
+        ("generation_kwargs: {until: [5]}", r"has until \[5\]; give a text, or a list of texts"),
+        ("generation_kwargs: {top_k: x}", "has top_k 'x'; give a number"),
+        ("metadata: {2020-01-01: 1}", f"has a key of type date under metadata; {QUOTED}"),
+        ("2020-01-01: 1", f"has a key of type date at the top; {QUOTED}"),
+        ("metadata: {a: {1: 1, '1': 2}}", f"has a key of type int under metadata; {QUOTED}"),
+        ("metadata: {a: " + "9" * 50 + "}", "has a number under metadata that is .* longer than 64 bits"),
+        ("metadata: {a: 0x" + "9" * 5000 + "}", "has a number under metadata that is .* longer than 64 bits"),
+        ("metadata: {a: " + "9" * 5000 + "}", "is not plain YAML .*value has 5000 digits.* line 7"),
+        ("metadata: {a: .inf}", f"has a number under metadata that is infinite.*{QUOTED}"),
+        ('metadata: {a: "\\ud83d"}', "has half a character under metadata; write the character itself"),
+        ("metadata: " + "[" * 200 + "]" * 200, r"nests values deeper than 50 levels; give fewer \(under"),
+        ("metadata: " + "[" * 900 + "]" * 900, "nests values deeper than 50 levels"),
+        ("a: &a0 [1]\n" + "".join(f"a: &a{at + 1} [*a{at}]\n" for at in range(4000)),
+         "nests values deeper than 50 levels"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_form_is_named(more: str, fault: str, tmp_path: Path) -> None:
+    key = more.partition(":")[0]
+    text = yaml.safe_dump({name: value for name, value in PLAIN.items() if name != key})
+    path = own(tmp_path, text + more)
+    with pytest.raises(BadInput, match=f"^{path}.* {fault}") as raised:
+        check_task(path, tmp_path)
+    assert len(str(raised.value)) < 500 + len(path)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +162,9 @@ def test_a_file_that_names_code_is_refused(
             {"metric_list": [{"metric": "./mine", "aggregation": "mean"}]},
             "none of lm-eval's; give one of acc",
         ),
+        ({"metric_list": [{"metric": "exact_match", "odd": 5}]}, "TypeError"),
+        ({"filter_list": [{"name": "x", "filter": [{"function": "odd"}]}]}, "KeyError"),
+        ({"filter_list": [{"name": "x", "filter": [{"function": "regex", "odd": 1}]}]}, "TypeError"),
     ],
 )
 def test_templates_of_a_file_are_confined(
@@ -131,6 +182,19 @@ def test_templates_of_a_file_are_confined(
     with pytest.raises(BadInput, match=rf"(?s)evaluation task x .*({fault})"):
         count_items(task)
     assert not made.exists()
+
+
+@pytest.mark.parametrize("given", ["(", "a{99999999999}", 5])
+def test_an_expression_that_is_none_is_named(given: Any, tmp_path: Path) -> None:
+    fault = r"has {} .*, which is no regular expression \(.+\); mend it"
+    filters = [{"name": "x", "filter": [{"function": "regex", "regex_pattern": given}]}]
+    path = own(tmp_path, {**PLAIN, "filter_list": filters})
+    with pytest.raises(BadInput, match=fault.format("regex_pattern")):
+        check_task(path, tmp_path)
+    metrics = [{"metric": "exact_match", "regexes_to_ignore": ["a", given]}]
+    path = own(tmp_path, {**PLAIN, "metric_list": metrics})
+    with pytest.raises(BadInput, match=fault.format("regexes_to_ignore")):
+        check_task(path, tmp_path)
 
 
 def test_trusted_code_is_named_with_the_file_s_digest(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from attacks import DEEP
-from tiny_run import write_run
+from tiny_run import TWO_CHOICES, write_run
 
 LIGHT = """
 import sys
@@ -158,6 +160,100 @@ def test_a_task_that_cannot_be_had(
     assert code == 2
     assert f"evaluate.suites.0.tasks.0.task: {sentence}" in said
     assert "tasks.0.data" not in said
+
+
+TOUCH = "{{ cycler.__init__.__globals__.os.system('touch MADE') }}"
+RANKING = {"metadata": {"ranking": "pairwise"}, "doc_to_choice": ["A", "B"], "doc_to_target": 0}
+BIG = "{{ 'a' * 10**11 }}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"doc_to_text": TOUCH},
+            "data: doc_to_text of task x fails on row 1 of PATH: the template .*Security",
+        ),
+        (
+            {"doc_to_text": BIG},
+            "doc_to_text of task x fails on .* more than 4 GiB of memory; mend the template",
+        ),
+        ({"doc_to_text": "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4}, "did not end within 1 s"),
+        ({"doc_to_text": "{{" + "(" * 5000 + "a" + ")" * 5000 + "}}"}, "doc_to_text .*RecursionError"),
+        ({"doc_to_text": "{{ question"}, "doc_to_text .*TemplateSyntaxError"),
+        ({"doc_to_text": "{{ 5 + question }}"}, "doc_to_text .*fails on row 1 of .*TypeError"),
+        (
+            {"doc_to_choice": "{{ [a, c] }}"},
+            "data: doc_to_choice of task x uses c, which row 1 of PATH does",
+        ),
+        ({"doc_to_choice": BIG}, "doc_to_choice of task x fails on .* more than 4 GiB"),
+        ({"doc_to_target": TOUCH}, "doc_to_target .*Security"),
+        ({"description": TOUCH}, "description .*Security"),
+        ({"gen_prefix": TOUCH}, "gen_prefix .*Security"),
+        ({"fewshot_config": {"doc_to_text": TOUCH}}, "examples: doc_to_text .*Security"),
+        (
+            {"fewshot_config": {"doc_to_text": "{{ c }}"}},
+            "examples: doc_to_text of task x uses c, which row 1",
+        ),
+        (
+            {**RANKING, "doc_to_text": "{{ text_a }}" + TOUCH},
+            "doc_to_text .*Security",
+        ),
+        (
+            {**RANKING, "doc_to_text": "{{ text }}"},
+            "uses text, which row 1 .* text_a",
+        ),
+        ({"description": "{{ top }}: {{ nested.b }} {{ none is none }}"}, None),
+        ({**RANKING, "doc_to_text": "{{ text_a }} {{ text_b }}"}, None),
+    ],
+)
+def test_templates_of_a_task_go_through_first_rows_within_limits(
+    settings: dict[str, Any],
+    sentence: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    validate: Callable[..., tuple[int, str]],
+) -> None:
+    monkeypatch.setattr("resprout.tasks.data.confined.SECONDS", 0.9)
+    own, made = tmp_path / "own.yaml", tmp_path / "made"
+    settings = {**TWO_CHOICES, "num_fewshot": 1, **settings}
+    own.write_text(yaml.safe_dump(settings, width=9999).replace("MADE", str(made)))
+    row = {"question": "w5", "a": "w6", "b": "w7", "label": 0}
+    row |= {"qid": 1, "query": "q", "docid": 1, "text": "t", "relevance": 1}
+    path = rows(
+        tmp_path / "rows.jsonl", *(row | {"top": "t", "nested": {name: 1}, "none": None} for name in "ab")
+    )
+    shown = rows(tmp_path / "shown.jsonl", row, row)
+    task = f"{{task: {own}, name: x, data: {{source: {path}}}, examples: {{source: {shown}}}}}"
+    code, said = validate(f"evaluate.suites=[{{tasks: [{task}]}}]")
+    assert not made.exists()
+    assert code == (0 if sentence is None else 2), said
+    if sentence is not None:
+        assert re.search(r"evaluate\.suites\.0\.tasks\.0\..*" + sentence.replace("PATH", path), said), said
+
+
+def test_rows_of_a_task_that_lm_eval_processes_have_other_columns(
+    tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    row = {"activity_label": "x", "ctx_a": "w5", "ctx_b": "w6", "endings": ["w7", "w8"], "label": "0"}
+    path = rows(tmp_path / "rows.jsonl", row)
+    task = f"{{task: 'lm_eval:hellaswag', data: {{source: {path}}}}}"
+    code, said = validate(f"evaluate.suites=[{{tasks: [{task}]}}]")
+    assert code == 0, said
+
+
+def test_a_task_file_with_a_setting_of_another_form(
+    tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({**TWO_CHOICES, "num_fewshot": "five", "metadata": {1: 2}}))
+    path = rows(tmp_path / "rows.jsonl", {"question": "w5", "a": "w6", "b": "w7", "label": 0})
+    tasks = f"evaluate.suites=[{{tasks: [{{task: {own}, name: x, data: {{source: {path}}}}}]}}]"
+    for sentence in ("has a key of type int under metadata; put", "has num_fewshot 'five'; give a whole"):
+        code, said = validate(tasks)
+        assert code == 2, said
+        assert f"evaluate.suites.0.tasks.0.task: {own} {sentence}" in said
+        own.write_text(own.read_text().replace("1: 2", "'1': 2"))
 
 
 @pytest.mark.parametrize(
