@@ -29,6 +29,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTED = re.compile('"[^"]*"?')
 DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 """What reading a truncated or corrupt gzip file raises."""
+_DAMAGED = (OSError, UnicodeDecodeError, MemoryError, OverflowError)
+"""Exceptions of pyarrow besides its own on a damaged file: names that are no UTF-8, lengths beyond memory."""
 PIECE_ROWS = 1000
 JOIN = "\n\n"
 """Between documents of running text, as in the usual perplexity protocol."""
@@ -320,8 +322,10 @@ def _parquet(path: Path, file: IO[bytes], max_part: int) -> _Read:
             if about.row_group(group).total_byte_size > max_part:
                 raise too_large(f"{path}, row group {group + 1}", max_part)
         yield from _batches(path, source.iter_batches(PIECE_ROWS), max_part)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: expected Parquet, found a file that pyarrow refuses ({error})") from error
+    except (pyarrow.ArrowException, *_DAMAGED) as error:
+        raise BadInput(
+            f"{path}: expected Parquet, found a file that pyarrow refuses ({_why(error)})"
+        ) from error
 
 
 def _arrow(path: Path, file: IO[bytes], max_part: int) -> _Read:
@@ -337,10 +341,14 @@ def _arrow(path: Path, file: IO[bytes], max_part: int) -> _Read:
             yield from _batches(path, parts, max_part)
         else:
             yield from _batches(path, pyarrow.ipc.open_stream(seekable), max_part)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, *_DAMAGED) as error:
         raise BadInput(
-            f"{path}: expected an Arrow IPC stream or file, found one that pyarrow refuses ({error})"
+            f"{path}: expected an Arrow IPC stream or file, found one that pyarrow refuses ({_why(error)})"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _seekable(path: Path, file: IO[bytes]) -> IO[bytes]:
@@ -377,7 +385,8 @@ def _require_whole(place: str, batch: Any, max_part: int) -> None:
     """
     import pyarrow
 
-    if batch.nbytes > max_part:
+    # Not `nbytes`, which follows the offsets.
+    if batch.get_total_buffer_size() > max_part:
         raise too_large(place, max_part)
     try:
         batch.validate(full=True)
