@@ -257,32 +257,39 @@ def _json(path: Path, file: IO[bytes], max_part: int) -> _Read:
 
 def _csv(path: Path, file: IO[bytes], max_part: int) -> _Read:
     csv.field_size_limit(min(int(max_part), 2**31 - 1))  # the default of 128 KiB is less than a long document
-    if not (raw := file.readline(max_part + 1)):
-        return
-    first = _decoded(path, 1, raw)
+    lines, number, size = _raw_lines(path, file, max_part), 1, 0
 
-    def decoded() -> Iterator[str]:
-        for number, line in _raw_lines(path, file, max_part):
+    def taken() -> Iterator[bytes]:
+        nonlocal size
+        for _, line in lines:
             if isinstance(line, BadInput):
-                raise too_large(f"{path}, line {number + 1}", max_part)
-            # Bytes that are no UTF-8 stand as halves of surrogate pairs, which valid UTF-8 cannot hold.
-            yield line.decode("utf-8", "surrogateescape")
+                raise line
+            size += len(line)  # of the record that began in line `number`
+            if size > max_part:
+                raise too_large(f"{path}, the record that begins in line {number},", max_part)
+            yield line
+
+    raw = taken()
+    if (header_line := next(raw, None)) is None:
+        return
+    first = _decoded(path, 1, header_line)
+    # Bytes that are no UTF-8 stand as halves of surrogate pairs, which valid UTF-8 cannot hold.
+    rest = (line.decode("utf-8", "surrogateescape") for line in raw)
 
     # Spreadsheets write semicolons in languages with a decimal comma. Of equals `max` gives the first.
     separator = max(",;\t", key=_QUOTED.sub("", first).count)
-    reader = csv.reader(chain([first], decoded()), delimiter=separator, strict=True)
-    number = 1
+    reader = csv.reader(chain([first], rest), delimiter=separator, strict=True)
     try:
         header = next(reader)
         if isinstance(fault := _record(path, 1, header, header), BadInput):
             raise fault
         if len(set(header)) != len(header):
             raise BadInput(f"{path}, line 1: expected different column names, found {header}")
-        number = reader.line_num + 1
+        number, size = reader.line_num + 1, 0
         for cells in reader:
             if cells:
                 yield number, _record(path, number, header, cells)
-            number = reader.line_num + 1
+            number, size = reader.line_num + 1, 0
     except csv.Error as error:
         raise BadInput(f"{path}, line {number}: expected CSV, found a fault: {error}") from error
 

@@ -384,6 +384,14 @@ LONG = [{"a": "x"}, {"a": "y" * 5000}, {"a": "z"}]
         ("a.jsonl", lambda path: path.write_text("\n".join(map(json.dumps, LONG))), "line 2", ["x", "z"]),
         ("a.json", lambda path: path.write_text(json.dumps(LONG)), "row 2", ["x"]),
         ("a.csv", lambda path: path.write_text(f"a\nx\n{'y' * 5000}\nz\n"), "line 3", ["x"]),
+        (
+            "a.csv",
+            lambda path: path.write_text('a\nx\n"' + "y\n" * 2500 + '"\nz\n'),
+            "the record that begins in line 3",
+            ["x"],
+        ),
+        ("a.csv", lambda path: path.write_text(f"{'y' * 5000}\nz\n"), "line 1", []),
+        ("a.csv", lambda path: path.write_text('"' + "y\n" * 2500 + '"\nz\n'), "the record .* line 1", []),
         ("a.txt", lambda path: path.write_text("x\n\n" + "y\n" * 2500), "the document .* in line 3", ["x"]),
         (
             "a.parquet",
