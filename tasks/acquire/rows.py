@@ -474,7 +474,7 @@ def _at(place: str, call: Callable[[Any], T], given: Any) -> T:
         raise Unbounded(f"{place}: {error}") from error
     except BadInput as error:
         raise BadInput(f"{place}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise BadInput(f"{place}: expected plain columns, found {error}") from error
 
 

@@ -184,4 +184,10 @@ def _as_json(item: Any) -> tuple[str, bool]:
             "cannot take; cast it to text in the file"
         )
 
-    return json.dumps(item, default=other), tagged
+    try:
+        return json.dumps(item, default=other), tagged
+    except RecursionError as error:
+        raise BadInput(
+            "a column holds a value that is nested too deep for templates with loops or calls; leave it out "
+            "of the file, or write it as text"
+        ) from error

@@ -36,6 +36,10 @@ from resprout.tasks.data.render import RowTemplates
 
 MOST_EXPANSIONS = 10_000
 """Of one symbol drawn; a grammar that needs more does not end."""
+MOST_BYTES = 1_000_000
+"""Of a file, which takes some hundred times as much memory when parsed, and of a text drawn."""
+_NO_VALUE = (ValueError, LookupError, AttributeError)
+"""Exceptions of PyYAML on values that are not what their tags say: the month 13, `!!int a`."""
 _FORM = re.compile(r"\[|^Production$|^str$")
 """Names of the union's types, which pydantic puts among the keys of an error's location."""
 SYMBOL = re.compile(r"<([A-Za-z_][A-Za-z0-9_]*)>")
@@ -49,7 +53,7 @@ class Production(_Part):
     """A text with symbols in it, drawn by its weight among the others of its rule."""
 
     text: str
-    weight: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0.0, le=1e9, allow_inf_nan=False)
 
 
 class Numbers(_Part):
@@ -94,10 +98,11 @@ def grammar_rows(path: Path, file: IO[bytes], max_part: int) -> Iterator[tuple[i
     Raises:
         BadInput: it is no grammar, does not end, or a template fails.
     """
-    grammar = _read(path, file)
+    most = min(max_part, MOST_BYTES)
+    grammar = _read(path, file, most)
     rng = random.Random(grammar.seed)
     drawn = (
-        (number, {name: _expanded(path, grammar, symbol, rng) for name, symbol in grammar.draw.items()})
+        (number, {name: _expanded(path, grammar, symbol, rng, most) for name, symbol in grammar.draw.items()})
         for number in range(1, grammar.rows + 1)
     )
     for number, row in RowTemplates(grammar.columns).over(drawn):
@@ -106,20 +111,38 @@ def grammar_rows(path: Path, file: IO[bytes], max_part: int) -> Iterator[tuple[i
         yield number, {"category": grammar.skill, **row}
 
 
-def _read(path: Path, file: IO[bytes]) -> Grammar:
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses aliases, a few of which can stand for any number of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"an alias in line {mark.line + 1}; write out what it stands for")
+        return super().compose_node(parent, index)
+
+
+def _read(path: Path, file: IO[bytes], most: int) -> Grammar:
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise BadInput(
+            f"{path} is larger than {most / 1e6:g} MB, expected a grammar of at most that; make it "
+            "shorter, or give its rows as jsonl"
+        )
     try:
-        given = yaml.safe_load(file.read())
+        given = yaml.load(content, Loader=_Loader)
         # YAML can write half of a surrogate pair, UTF-8 cannot.
         json.dumps(given, ensure_ascii=False, default=str, skipkeys=True).encode()
         return Grammar.model_validate(given)
-    except (yaml.YAMLError, UnicodeEncodeError) as error:
-        raise BadInput(f"{path}: expected a grammar as YAML, found a fault: {error}") from error
+    except RecursionError as error:
+        raise BadInput(f"{path}: expected a grammar as YAML, found values nested too deep") from error
     except ValidationError as error:
         # A rule that fails has an error for each type of its union; the deepest is of the type meant.
         first = max(error.errors(), key=lambda one: len(one["loc"]))
         place = ".".join(str(one) for one in first["loc"] if not _FORM.search(str(one))) or "the file"
         said = first["msg"].removeprefix("Value error, ")
         raise BadInput(f"{path}: expected a grammar, but {place}: {said}") from error
+    except (yaml.YAMLError, *_NO_VALUE) as error:
+        raise BadInput(f"{path}: expected a grammar as YAML, found a fault: {error}") from error
 
 
 def _choices(rule: Numbers | tuple[Production | str, ...]) -> list[tuple[str, float]]:
@@ -129,7 +152,7 @@ def _choices(rule: Numbers | tuple[Production | str, ...]) -> list[tuple[str, fl
     return [(one, 1.0) if isinstance(one, str) else (one.text, one.weight) for one in rule]
 
 
-def _expanded(path: Path, grammar: Grammar, symbol: str, rng: random.Random) -> str:
+def _expanded(path: Path, grammar: Grammar, symbol: str, rng: random.Random, most: int) -> str:
     """A text drawn for a symbol, the leftmost symbol first."""
     text = f"<{symbol}>"
     for _ in range(MOST_EXPANSIONS):
@@ -142,6 +165,10 @@ def _expanded(path: Path, grammar: Grammar, symbol: str, rng: random.Random) -> 
             texts, weights = zip(*_choices(rule), strict=True)
             (drawn,) = rng.choices(texts, weights)
         text = text[: found.start()] + drawn + text[found.end() :]
+        if len(text) > most:
+            raise BadInput(
+                f"{path}: {symbol} makes a text longer than {most / 1e6:g} MB; give shorter productions"
+            )
     raise BadInput(
         f"{path}: {symbol} does not end within {MOST_EXPANSIONS:,} expansions; give productions without "
         "symbols more weight"

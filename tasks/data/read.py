@@ -29,6 +29,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTED = re.compile('"[^"]*"?')
 DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 """What reading a truncated or corrupt gzip file raises."""
+_DAMAGED = (OSError, UnicodeDecodeError, MemoryError, OverflowError)
+"""Exceptions of pyarrow besides its own on a damaged file: names that are no UTF-8, lengths beyond memory."""
 PIECE_ROWS = 1000
 JOIN = "\n\n"
 """Between documents of running text, as in the usual perplexity protocol."""
@@ -255,32 +257,39 @@ def _json(path: Path, file: IO[bytes], max_part: int) -> _Read:
 
 def _csv(path: Path, file: IO[bytes], max_part: int) -> _Read:
     csv.field_size_limit(min(int(max_part), 2**31 - 1))  # the default of 128 KiB is less than a long document
-    if not (raw := file.readline(max_part + 1)):
-        return
-    first = _decoded(path, 1, raw)
+    lines, number, size = _raw_lines(path, file, max_part), 1, 0
 
-    def decoded() -> Iterator[str]:
-        for number, line in _raw_lines(path, file, max_part):
+    def taken() -> Iterator[bytes]:
+        nonlocal size
+        for _, line in lines:
             if isinstance(line, BadInput):
-                raise too_large(f"{path}, line {number + 1}", max_part)
-            # Bytes that are no UTF-8 stand as halves of surrogate pairs, which valid UTF-8 cannot hold.
-            yield line.decode("utf-8", "surrogateescape")
+                raise line
+            size += len(line)  # of the record that began in line `number`
+            if size > max_part:
+                raise too_large(f"{path}, the record that begins in line {number},", max_part)
+            yield line
+
+    raw = taken()
+    if (header_line := next(raw, None)) is None:
+        return
+    first = _decoded(path, 1, header_line)
+    # Bytes that are no UTF-8 stand as halves of surrogate pairs, which valid UTF-8 cannot hold.
+    rest = (line.decode("utf-8", "surrogateescape") for line in raw)
 
     # Spreadsheets write semicolons in languages with a decimal comma. Of equals `max` gives the first.
     separator = max(",;\t", key=_QUOTED.sub("", first).count)
-    reader = csv.reader(chain([first], decoded()), delimiter=separator, strict=True)
-    number = 1
+    reader = csv.reader(chain([first], rest), delimiter=separator, strict=True)
     try:
         header = next(reader)
         if isinstance(fault := _record(path, 1, header, header), BadInput):
             raise fault
         if len(set(header)) != len(header):
             raise BadInput(f"{path}, line 1: expected different column names, found {header}")
-        number = reader.line_num + 1
+        number, size = reader.line_num + 1, 0
         for cells in reader:
             if cells:
                 yield number, _record(path, number, header, cells)
-            number = reader.line_num + 1
+            number, size = reader.line_num + 1, 0
     except csv.Error as error:
         raise BadInput(f"{path}, line {number}: expected CSV, found a fault: {error}") from error
 
@@ -320,8 +329,10 @@ def _parquet(path: Path, file: IO[bytes], max_part: int) -> _Read:
             if about.row_group(group).total_byte_size > max_part:
                 raise too_large(f"{path}, row group {group + 1}", max_part)
         yield from _batches(path, source.iter_batches(PIECE_ROWS), max_part)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: expected Parquet, found a file that pyarrow refuses ({error})") from error
+    except (pyarrow.ArrowException, *_DAMAGED) as error:
+        raise BadInput(
+            f"{path}: expected Parquet, found a file that pyarrow refuses ({_why(error)})"
+        ) from error
 
 
 def _arrow(path: Path, file: IO[bytes], max_part: int) -> _Read:
@@ -337,10 +348,14 @@ def _arrow(path: Path, file: IO[bytes], max_part: int) -> _Read:
             yield from _batches(path, parts, max_part)
         else:
             yield from _batches(path, pyarrow.ipc.open_stream(seekable), max_part)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, *_DAMAGED) as error:
         raise BadInput(
-            f"{path}: expected an Arrow IPC stream or file, found one that pyarrow refuses ({error})"
+            f"{path}: expected an Arrow IPC stream or file, found one that pyarrow refuses ({_why(error)})"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _seekable(path: Path, file: IO[bytes]) -> IO[bytes]:
@@ -377,7 +392,8 @@ def _require_whole(place: str, batch: Any, max_part: int) -> None:
     """
     import pyarrow
 
-    if batch.nbytes > max_part:
+    # Not `nbytes`, which follows the offsets.
+    if batch.get_total_buffer_size() > max_part:
         raise too_large(place, max_part)
     try:
         batch.validate(full=True)

@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 # What a template over data of the wrong type raises besides Jinja's own errors, say `{{ 1 / answer }}`.
 _FAULTS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-
+_UNPARSED = (TemplateSyntaxError, RecursionError, ValueError)
+"""The last where a number has thousands of digits."""
+_UNCOMPILED = (SyntaxError, RecursionError, MemoryError, ValueError)
+"""What Python raises on the code that Jinja writes for a template of some hundred levels."""
 
 _PLAIN = (str, Number, date, time, timedelta, UUID, Undefined)
 """Types whose values print as text."""
@@ -74,7 +77,7 @@ class RowTemplates:
         """Parse; nothing is computed here, as Jinja's compiler would.
 
         Raises:
-            BadInput: one does not parse, or names a filter or a test that there is not.
+            BadInput: one does not parse, is nested too deep, or names a filter or a test that there is not.
         """
         trees = [_parsed(text) for text in templates.values()]
         if where is not None:
@@ -84,7 +87,15 @@ class RowTemplates:
         names = {node.name for node in nodes_ if isinstance(node, nodes.Name)}
         self._names = None if names & {"row", "self"} else sorted(names)
         self._shown = ", ".join(map(repr, (*templates.values(), *([where] if where else ()))))
-        self._render = row_renderer(given) if all(map(_is_bounded, nodes_)) else Confined(row_renderer, given)
+        try:
+            self._render = (
+                row_renderer(given) if all(map(_is_bounded, nodes_)) else Confined(row_renderer, given)
+            )
+        except _UNCOMPILED as error:
+            raise BadInput(
+                f"a template among {self._shown[:200]} is too long or nested too deep for Jinja ({error}); "
+                "write it shorter"
+            ) from error
 
     def __call__(self, columns: Columns) -> dict[str, str] | None:
         """The texts of a row by the templates' names; None where the condition does not hold.
@@ -173,7 +184,7 @@ def compile_template(text: str) -> Callable[[Columns], str]:
 def _parsed(text: str) -> nodes.Node:
     try:
         return _known(_environment().parse(text))
-    except (TemplateSyntaxError, RecursionError) as error:
+    except _UNPARSED as error:
         raise BadInput(f"the template {text!r} does not parse: {_why(error)}; see Jinja's syntax") from error
 
 
@@ -184,11 +195,11 @@ def _parsed_where(expression: str) -> nodes.Node:
         if not parser.stream.eos:
             raise TemplateSyntaxError("more follows on the expression", 1)
         return _known(tree)
-    except (TemplateSyntaxError, RecursionError) as error:
+    except _UNPARSED as error:
         raise BadInput(f"where {expression!r} does not parse: {_why(error)}; see Jinja's syntax") from error
 
 
-def _why(error: TemplateSyntaxError | RecursionError) -> str:
+def _why(error: Exception) -> str:
     return str(getattr(error, "message", None) or error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from resprout.tasks.prepare.blocks import Block, headings_above
 Count = Callable[[str], int]
 """Tokens of a text."""
 JOIN = "\n\n"
+_VISIBLE = re.compile(r"\S")
 CHARACTERS = 16
 """Characters of a token at most, in a look for how many fit: of a text with longer ones parts are shorter."""
 
@@ -140,7 +142,8 @@ def _fitting(text: str, begin: int, end: int, most_tokens: int, count: Count) ->
             line = text.rfind("\n", begin + 1, last + 1)
             last = line if line > 0 else next(ends, last)
         yield begin, last
-        begin = last + len(text[last:end]) - len(text[last:end].lstrip())
+        following = _VISIBLE.search(text, last, end)
+        begin = following.start() if following else end
 
 
 def _joined(parts: list[Passage], source: str) -> Passage:

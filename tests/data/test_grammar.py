@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import math
 from collections import Counter
 from pathlib import Path
@@ -28,9 +29,16 @@ SUMS: dict[str, Any] = {
 }
 
 
+class Written(yaml.SafeDumper):
+    """A dumper that repeats values instead of referring to them."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def rows(folder: Path, **changes: Any) -> list[dict[str, Any]]:
     path = folder / "grammar.yaml"
-    path.write_text(yaml.safe_dump({**SUMS, **changes}))
+    path.write_text(yaml.dump({**SUMS, **changes}, Dumper=Written))
     return [row for _, row in read_rows(path, "grammar")]
 
 
@@ -78,6 +86,14 @@ def test_the_seed_makes_the_rows(tmp_path: Path) -> None:
             {"rules": {**SUMS["rules"], "who": ["Ann", {"text": "Ben", "weight": math.inf}]}},
             r"but rules\.who\.1\.weight: Input should be a finite number",
         ),
+        (
+            {"rules": {**SUMS["rules"], "who": [{"text": "Ann", "weight": 1e308}] * 2}},
+            r"but rules\.who\.0\.weight: Input should be less than or equal to 1000000000",
+        ),
+        (
+            {"rules": {**SUMS["rules"], "what": ["<colour>" * 9], "colour": ["red" * 50_000]}},
+            "what makes a text longer than 1 MB; give shorter productions",
+        ),
         ({"rows": 0}, "rows: Input should be greater than or equal to 1"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
@@ -87,11 +103,36 @@ def test_what_is_no_grammar_says_so(tmp_path: Path, changes: dict[str, Any], sen
         rows(tmp_path, **changes)
 
 
-def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: [", "expected the node content"),
+        ("a: &a [x]\nb: *a", "an alias in line 2; write out what it stands for"),
+        ("a: &a [*a]", "an alias in line 1"),
+        ("a: " + "[" * 600 + "]" * 600, "values nested too deep"),
+        ("a: 2024-13-45", "month must be in 1..12"),
+        ("a: !!bool x", "a fault: 'x'"),
+        ("a: !!timestamp x", "no attribute 'groupdict'"),
+        ("a: " + "9" * 5000, "4300 digits"),
+    ],
+)
+def test_a_file_that_is_no_yaml(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "grammar.yaml"
-    path.write_text("a: [")
-    with pytest.raises(BadInput, match="expected a grammar as YAML"):
+    path.write_text(text)
+    with pytest.raises(BadInput, match=f"grammar.yaml: expected a grammar as YAML, (.|\n)*{fault}"):
         list(read_rows(path, "grammar"))
+
+
+@pytest.mark.parametrize("most", [2_000_000, 1000])
+def test_a_grammar_is_read_up_to_a_size(tmp_path: Path, most: int) -> None:
+    """Of a packed file no more is unpacked than that."""
+    text = yaml.safe_dump(SUMS).encode()
+    whole, long = tmp_path / "a.yaml.gz", tmp_path / "b.yaml.gz"
+    whole.write_bytes(gzip.compress(text.ljust(1000, b"\n")))
+    long.write_bytes(gzip.compress(text.ljust(min(most, 1_000_000) + 1, b"\n")))
+    assert len(list(read_rows(whole, "grammar", max_part=most))) == 400
+    with pytest.raises(BadInput, match=r"b\.yaml\.gz is larger than (1|0\.001) MB, expected a grammar of"):
+        list(read_rows(long, "grammar", max_part=most))
 
 
 def test_the_shipped_grammar_makes_different_rows_with_right_answers() -> None:

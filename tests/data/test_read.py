@@ -5,17 +5,19 @@ import itertools
 import json
 import random
 import re
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.data import json_array
+from resprout.tasks.data import json_array, read
 from resprout.tasks.data.read import read_rows
 
 ROWS = [{"q": "1 + 1", "a": "2"}, {"q": 'say "hi",\nplease', "a": "é"}]
@@ -328,6 +330,40 @@ def test_damaged_offsets_of_arrow_read_no_other_memory(seed: int, tmp_path: Path
     assert all(text in "".join(texts) for text in found)
 
 
+NESTED = pa.table({"nested": [["one", "two"], ["three"]]})
+
+
+@pytest.mark.parametrize(
+    ("ending", "before", "after", "fault"),
+    [
+        ("arrow", struct.pack("<3i", 0, 2, 3), struct.pack("<3i", 0, 2, 2**31 - 1), "damaged offsets"),
+        ("arrow", b"nested", b"\xffested", "refuses .*can't decode byte 0xff"),
+        ("parquet", b"nested", b"\xffested", "refuses .*can't decode byte 0xff"),
+    ],
+)
+def test_a_damaged_file_of_columns_is_named(
+    tmp_path: Path, ending: str, before: bytes, after: bytes, fault: str
+) -> None:
+    """The size of a column whose offsets point outside of it ended the process."""
+    path = write_columns(tmp_path / f"a.{ending}", NESTED)
+    content = path.read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, after))
+    with pytest.raises(BadInput, match=rf"a\.{ending}.*{fault}"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), OverflowError("too large")], ids=repr)
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_lengths_beyond_memory_are_damage(
+    tmp_path: Path, ending: str, raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_columns(tmp_path / f"a.{ending}", NESTED)
+    monkeypatch.setattr(read, "_batches", Mock(side_effect=raised))
+    with pytest.raises(BadInput, match=rf"a\.{ending}: .* pyarrow refuses \((MemoryError|too large)\)"):
+        list(read_rows(path))
+
+
 def test_text_that_is_no_utf_8_is_the_fault_of_its_row(tmp_path: Path) -> None:
     bad = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
     table = pa.table({"a": bad, "b": pa.array([[b"\xff"], [], []]).view(pa.list_(pa.string()))})
@@ -348,6 +384,14 @@ LONG = [{"a": "x"}, {"a": "y" * 5000}, {"a": "z"}]
         ("a.jsonl", lambda path: path.write_text("\n".join(map(json.dumps, LONG))), "line 2", ["x", "z"]),
         ("a.json", lambda path: path.write_text(json.dumps(LONG)), "row 2", ["x"]),
         ("a.csv", lambda path: path.write_text(f"a\nx\n{'y' * 5000}\nz\n"), "line 3", ["x"]),
+        (
+            "a.csv",
+            lambda path: path.write_text('a\nx\n"' + "y\n" * 2500 + '"\nz\n'),
+            "the record that begins in line 3",
+            ["x"],
+        ),
+        ("a.csv", lambda path: path.write_text(f"{'y' * 5000}\nz\n"), "line 1", []),
+        ("a.csv", lambda path: path.write_text('"' + "y\n" * 2500 + '"\nz\n'), "the record .* line 1", []),
         ("a.txt", lambda path: path.write_text("x\n\n" + "y\n" * 2500), "the document .* in line 3", ["x"]),
         (
             "a.parquet",

@@ -8,13 +8,14 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import TextSource
-from resprout.tasks.acquire.rows import Counts, text_items
+from resprout.configs.schema import DataSource, TextSource
+from resprout.tasks.acquire.rows import Counts, raw_items, text_items
 from resprout.tasks.data.render import RowTemplates, compile_template, hash_percent
 
 
@@ -156,6 +157,37 @@ def test_a_template_without_end_stops_even_where_bad_rows_are_skipped(
     with pytest.raises(BadInput, match=r"a.jsonl, row 2: a template among .* did not end within 1 s of proc"):
         list(found)
     assert counts.bad == 0
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ " + "(" * 1000 + "a" + ")" * 1000 + " }}",
+        "{{ a" + " | trim" * 900 + " }}",
+        "{% if a %}" * 150 + "{% endif %}" * 150,
+        "{% if a %}" + "{% elif a %}" * 4000 + "{% endif %}",
+        "{{ " + "9" * 5000 + " }}",
+    ],
+    ids=["parentheses", "filters", "blocks", "branches", "digits"],
+)
+def test_a_template_that_python_cannot_compile_is_refused_at_once(template: str) -> None:
+    fault = "does not parse|is too long or nested too deep for Jinja"
+    with pytest.raises(BadInput, match=fault):
+        RowTemplates({"x": template})
+    if template.startswith("{{ "):
+        with pytest.raises(BadInput, match=fault):
+            RowTemplates({}, template.strip("{} "))
+
+
+def test_a_row_that_is_too_deep_for_json_is_bad_input() -> None:
+    deep: list[Any] = []
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(BadInput, match="nested too deep for templates with loops"):
+        compile_template("{% for b in a %}{% endfor %}")({"a": deep})
+    read = Mock(return_value=iter([(1, {"a": deep})]))
+    with pytest.raises(BadInput, match=r"a\.jsonl, row 1: expected plain columns, found maximum recursion"):
+        list(raw_items(DataSource(source="a.jsonl"), "a", {"a.jsonl": Path("a.jsonl")}, read))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.prepare import context
-from resprout.tasks.prepare.blocks import Part, headings_above, text_parts, tree
+from resprout.tasks.prepare.blocks import Block, Part, headings_above, text_parts, tree
 from resprout.tasks.prepare.context import Sentences, opening
 from resprout.tasks.prepare.html import VisibleText
 from resprout.tasks.prepare.markdown import markdown_parts
@@ -173,6 +173,28 @@ def test_no_passage_is_longer_than_it_may_be(markup: str, text: str, ends: str) 
     assert all(re.search(f"(?:{ends})$", one.text) for one in found)
     assert [text[one.begin : one.end] for one in found] == [one.text for one in found]
     assert "".join("".join(one.text for one in found).split()) == "".join(text.split())
+
+
+class Sliced(str):
+    """A text that counts the characters of its slices."""
+
+    characters = 0
+
+    def __getitem__(self, place: Any) -> str:
+        found = super().__getitem__(place)
+        self.characters += len(found)
+        return found
+
+
+@pytest.mark.parametrize("unit", ["word ", "word\n", "x"])
+def test_a_long_sentence_is_parted_in_linear_time(unit: str) -> None:
+    def copied(length: int) -> int:
+        text = Sliced(unit * (length // len(unit)))
+        found = list(passages([Block("paragraph", text, 0, len(text))], text, 50, len, "en"))
+        assert len(found) >= length // 50
+        return text.characters
+
+    assert copied(40_000) < 2.2 * copied(20_000)
 
 
 @pytest.mark.parametrize(
