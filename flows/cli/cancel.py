@@ -15,8 +15,8 @@ def cancel(
 ) -> None:
     """Stop a run; its finished stages are kept, and a later run finds them in the cache.
 
-    A deployed run is stopped by its worker, one that was started at a command line of this machine as Ctrl-C
-    does; one that waits for its time does not begin.
+    A deployed run is stopped by its worker, one that this machine's command line started by SIGTERM.
+    One that waits for its time does not begin.
 
     \b
     Examples:

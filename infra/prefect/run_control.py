@@ -6,7 +6,6 @@ import difflib
 import logging
 import os
 import re
-import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -255,7 +254,8 @@ def exit_code(state: State[Any] | None) -> int:
 def cancel(client: SyncPrefectClient, run: FlowRun) -> str:
     """Stop a run, and return how in a sentence; its finished stages are kept.
 
-    A deployed run is stopped by its worker. One of this machine's command line gets the signal of Ctrl-C.
+    A deployed run is stopped by its worker. One of this machine's command line gets SIGTERM, which also ends
+    the background command of a script, started with SIGINT ignored.
     """
     if run.state is not None and run.state.is_final():
         raise BadInput(f"the flow run '{run.name}' has ended already ({run.state.name}); nothing was changed")
@@ -268,13 +268,13 @@ def cancel(client: SyncPrefectClient, run: FlowRun) -> str:
         where = f" on {host}" if host else ""
         raise BadInput(
             f"'{run.name}' was started at a command line{where}; press Ctrl-C there, or send "
-            "its process SIGINT"
+            "its process SIGTERM"
         )
     process = _process(run)
     if process is None:
         _set(client, run, "CANCELLED", "its process is gone", force=True)
         return f"the process of '{run.name}' is gone, so it is marked as cancelled; finished stages are kept"
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     end = time.monotonic() + STOP_SECONDS
     while _is_alive(process) and time.monotonic() < end:
         time.sleep(0.2)

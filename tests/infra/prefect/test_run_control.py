@@ -194,13 +194,14 @@ def test_without_a_worker_cancel_says_that_nobody_stops_the_run(
 
 NAP = """
 import signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 print("ready", flush=True)
 time.sleep(60)
 """
 
 
-def test_a_run_of_a_command_line_gets_the_signal_of_ctrl_c(client: Any, flow: Any) -> None:
+def test_a_run_of_a_command_line_is_stopped_also_where_it_ignores_ctrl_c(client: Any, flow: Any) -> None:
     with subprocess.Popen([sys.executable, "-c", NAP], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -210,7 +211,7 @@ def test_a_run_of_a_command_line_gets_the_signal_of_ctrl_c(client: Any, flow: An
         reaper.start()
         assert "has stopped" in run_control.cancel(client, client.read_flow_run(run.id))
         reaper.join()
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert client.read_flow_run(run.id).state.name == "Cancelled"
 
 
@@ -218,7 +219,7 @@ def test_a_clock_that_is_set_hides_no_process(
     client: Any, flow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signals: list[int] = []
-    monkeypatch.setattr(psutil.Process, "send_signal", lambda process, number: signals.append(process.pid))
+    monkeypatch.setattr(psutil.Process, "terminate", lambda process: signals.append(process.pid))
     monkeypatch.setattr(run_control, "STOP_SECONDS", 0)
     run = begin(client, flow, unique("suspended"))
     run_control.note_process(client, run.id)
@@ -233,10 +234,10 @@ def test_a_clock_that_is_set_hides_no_process(
 
 
 def test_no_other_process_is_signalled(client: Any, flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(process: Any, number: int) -> None:
-        raise AssertionError(f"{process} was sent {number}")
+    def refuse(process: Any) -> None:
+        raise AssertionError(f"{process} was told to stop")
 
-    monkeypatch.setattr(psutil.Process, "send_signal", refuse)
+    monkeypatch.setattr(psutil.Process, "terminate", refuse)
     young = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         run = begin(client, flow, unique("gone"))
